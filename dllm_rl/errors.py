@@ -1,0 +1,27 @@
+"""The errors a user can meet. Each message says what was found, where, what was expected and what to do."""
+
+from __future__ import annotations
+
+
+class DllmRlError(Exception):
+    """Base of every error raised on purpose. Subclasses also inherit the standard exception they refine; all pickle."""
+
+
+class RecipeError(DllmRlError, ValueError):
+    """A recipe, an override or a command-line argument is wrong."""
+
+
+class DataError(DllmRlError, ValueError):
+    """A dataset, a row or a prompt cannot be used as it is."""
+
+
+class RewardError(DllmRlError, RuntimeError):
+    """A reward function raised, returned the wrong thing or did not return in time."""
+
+
+class ModelContractError(DllmRlError, TypeError):
+    """A model, a tokenizer or a tensor does not satisfy what this library assumes of it."""
+
+
+class CheckpointError(DllmRlError, RuntimeError):
+    """A folder of weights is missing, incomplete or belongs to something else; or it could not be written."""
