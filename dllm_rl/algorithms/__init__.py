@@ -1,0 +1,16 @@
+"""Algorithms by name: adding one is a file and a line here. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+from dllm_rl.algorithms.diffu_grpo import DiffuGRPO
+from dllm_rl.algorithms.sft import SFT
+from dllm_rl.algorithms.vrpo import VRPO
+
+AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO, Field(discriminator="type")]
+
+__all__ = ["SFT", "VRPO", "Algorithm", "AlgorithmSection", "Batch", "DiffuGRPO", "Loss", "Scores"]

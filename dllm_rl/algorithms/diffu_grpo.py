@@ -1,0 +1,163 @@
+"""diffu-GRPO: a clipped policy gradient on one-step (or ELBO) scores of sampled completions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int64
+    from torch import Tensor
+
+    from dllm_rl.diffusion.views import Sequences, Views
+
+
+class DiffuGRPO(Algorithm):
+    """Group-relative policy optimisation whose token scores come from views instead of a causal factorisation.
+
+    With the default corruption each token is scored once, the whole completion hidden and a few prompt tokens hidden
+    too (d1's mean-field estimate). With an ELBO corruption the same objective runs on ELBO views. Neither is the
+    probability of the sampled trajectory: the ratio measures how far the scores moved, not the rollout policy.
+
+    Source: Zhao et al., d1, https://arxiv.org/abs/2504.12216, eq. 2-4. Deviations from the released code, each of
+    which an option brings back: the loss averages per sequence, then over sequences, as eq. 4 says (`reduction`); all
+    mu prompt masks are used (`mask_schedule`). Always: behaviour and policy are scored alike, in float32, without
+    dropout, on draws that belong to a sample and not to a process.
+    """
+
+    source: ClassVar[Literal["text", "pairs", "rollouts"]] = "rollouts"
+    citation: ClassVar[str] = (
+        "@article{zhao2025d1, title={d1: Scaling Reasoning in Diffusion Large Language Models via Reinforcement "
+        "Learning}, author={Zhao, Siyan and Gupta, Devaansh and Zheng, Qinqing and Grover, Aditya}, journal={arXiv "
+        "preprint arXiv:2504.12216}, year={2025}}"
+    )
+
+    type: Literal["diffu_grpo"] = "diffu_grpo"
+    clip_low: Annotated[float, Field(gt=0)] = 0.5
+    """The ratio's lower bound is 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.5
+    """The ratio's upper bound is 1 + clip_high."""
+    ratio_level: Literal["token", "sequence"] = "token"
+    """One ratio per token, or one per sequence from its length-mean log-ratio."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the divergence from the reference; 0 saves scoring it."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that divergence per token."""
+    updates_per_rollout: Annotated[int, Field(ge=1)] = 1
+    """Updates made from one rollout (mu), each on views of its own."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is subtracted from a completion's reward: its group's mean, or the mean of the others."""
+    scale: Literal["none", "group_std"] = "none"
+    """Whether advantages are divided by their group's standard deviation."""
+    num_draws: Annotated[int, Field(ge=1)] = 1
+    """Views per completion and update; 1 for the fully hidden view."""
+    corruption: Annotated[AnyCorruption, Field(discriminator="type")] = FullyHiddenSettings()
+    """How views are noised."""
+    reduction: Literal["sequence", "token", "local_token"] = "sequence"
+    """Mean over sequences of per-token means (the paper), mean over all tokens of the update, or the released code's
+    token mean of each micro-batch, averaged over micro-batches (depends on how the update is laid out)."""
+    mask_schedule: Literal["distinct", "released"] = "distinct"
+    """"released" indexes the mu view sets by the micro-step counter, as the released code does: a micro-batch then
+    cycles through only mu / gcd(mu, accumulation) of them."""
+
+    @model_validator(mode="after")
+    def _one_fully_hidden_view(self) -> DiffuGRPO:
+        noiseless = isinstance(self.corruption, FullyHiddenSettings) and self.corruption.prompt_noise == 0
+        if noiseless and self.num_draws > 1:
+            raise ValueError(
+                f"num_draws is {self.num_draws}, but fully hidden views without prompt noise are all the same; "
+                "use num_draws: 1, prompt noise, or an ELBO corruption such as {type: fixed_count}"
+            )
+        return self
+
+    @property
+    def num_iterations(self) -> int:
+        return self.updates_per_rollout
+
+    @property
+    def needs_behaviour(self) -> bool:
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coefficient > 0
+
+    @property
+    def is_sum_over_views(self) -> bool:
+        return self.ratio_level == "token" or self.num_draws == 1
+
+    def scope(self, sequences: Sequences) -> Sequences:
+        """Fully hidden views show the whole canvas, as d1 does; ELBO views end where scoring ends."""
+        return sequences if isinstance(self.corruption, FullyHiddenSettings) else super().scope(sequences)
+
+    def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
+        return self.corruption.build().views(sequences, self.num_draws, keys, mask_id)
+
+    def iteration_index(self, iteration: int, micro_batch: int, num_micro_batches: int) -> int:
+        if self.mask_schedule == "distinct":
+            return iteration
+        return (iteration * num_micro_batches + micro_batch + 1) % self.updates_per_rollout
+
+    def advantages(self, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+        from dllm_rl.objectives.advantages import group_advantages
+
+        return group_advantages(reward, baseline=self.baseline, scale=self.scale)
+
+    def count(self, batch: Batch) -> float:
+        if self.reduction == "local_token":
+            return 1.0
+        return float(len(batch.sequences) if self.reduction == "sequence" else batch.sequences.scored.sum())
+
+    def loss(self, batch: Batch, scores: Scores) -> Loss:
+        from dllm_rl.objectives.kl import kl
+        from dllm_rl.objectives.reduce import Mean
+
+        assert batch.advantage is not None and batch.behaviour_logp is not None
+        views = batch.views.select(scores.view)
+        behaviour = batch.behaviour_logp[scores.view]
+        share = self._share(batch)[views.row, None] * views.weight / self.num_draws
+        objective = share * self._surrogate(batch, scores, behaviour)
+        log_ratio = (scores.logp - behaviour).detach()[views.scored]
+        ratio = log_ratio.exp()
+        metrics = {
+            "policy/ratio": Mean.of(ratio),
+            "policy/clipped": Mean.of(((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).double()),
+            "policy/kl_behaviour": Mean.of(-log_ratio),
+        }
+        if batch.reference_logp is not None:
+            divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
+            objective = objective - self.kl_coefficient * share * divergence
+            metrics["policy/kl_reference"] = Mean.of(divergence.detach()[views.scored])
+        return Loss(-objective.sum(), metrics)
+
+    def _share(self, batch: Batch) -> Float[Tensor, " B"]:
+        """How much one token of a sequence counts in the sum, before the division by the update's count."""
+        lengths = batch.sequences.scored.sum(-1).double()
+        if self.reduction == "sequence":
+            return 1 / lengths
+        return lengths.new_full(lengths.shape, 1.0 if self.reduction == "token" else 1 / float(lengths.sum()))
+
+    def _surrogate(self, batch: Batch, scores: Scores, behaviour: Float[Tensor, "S N"]) -> Float[Tensor, "S N"]:
+        """Clipped surrogate at every scored position; at sequence level all positions share one value."""
+        from dllm_rl.objectives.policy import clipped_surrogate
+
+        assert batch.advantage is not None
+        views = batch.views.select(scores.view)
+        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
+        if self.ratio_level == "token":
+            return clipped_surrogate(scores.logp, behaviour, batch.advantage[views.row], views.scored, level="token", **clips)
+        policy, old = (self._mean_logp(batch, scores, logp)[:, None] for logp in (scores.logp, behaviour))
+        everywhere = views.scored.new_ones(policy.shape)
+        per_sequence = clipped_surrogate(policy, old, batch.advantage, everywhere, level="sequence", **clips)
+        return per_sequence[views.row].expand_as(scores.logp) * views.scored
+
+    def _mean_logp(self, batch: Batch, scores: Scores, logp: Float[Tensor, "S N"]) -> Float[Tensor, " B"]:
+        """Weighted log-probability of each sequence per token: one number whose difference is the log-ratio."""
+        views = batch.views.select(scores.view)
+        per_view = (views.weight * logp).sum(-1) / self.num_draws
+        sums = per_view.new_zeros(len(batch.sequences)).index_add(0, views.row, per_view)
+        return sums / batch.sequences.scored.sum(-1)
