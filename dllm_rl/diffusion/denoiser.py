@@ -1,4 +1,4 @@
-"""What a diffusion language model is to the rest of the library: constants of its noise, and a protocol to score tokens."""
+"""What a diffusion language model is to the rest of the library: constants of its noise and a protocol to score."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A view is one noised copy of a sequence: what the model sees, what is scored on it, and how much each score counts."""
+"""A view is one noised copy of a sequence: what the model sees, what is scored on it, and what each score weighs."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class Sequences:
 
     def select(self, rows: Int64[Tensor, " S"]) -> Sequences:
         return Sequences(self.tokens[rows], self.attend[rows], self.completion[rows], self.scored[rows])
+
+    def to(self, device: torch.device) -> Sequences:
+        return Sequences(*(part.to(device) for part in (self.tokens, self.attend, self.completion, self.scored)))
 
 
 @dataclass(frozen=True, slots=True)
