@@ -1,0 +1,253 @@
+"""What a recipe may say: one frozen model per section. Nothing here, nor what it imports, imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+from dllm_rl.algorithms import AlgorithmSection
+from dllm_rl.recipe import upstream
+from dllm_rl.recipe.explain import suggestion
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0)]
+Options = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A part of a recipe."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class ModelSection(Section):
+    """Which weights are trained, and how they are held."""
+
+    path: str
+    """Hub id or folder of the model."""
+    revision: str | None = None
+    """Hub commit, tag or branch."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights; auto: the checkpoint's own."""
+    lora: Options | None = None
+    """Fields of peft.LoraConfig; null trains every weight."""
+    adapter: str | None = None
+    """Folder of a LoRA adapter to start from."""
+    tokenizer: str | None = None
+    """Hub id or folder of the tokenizer; null: the model's."""
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
+    """Attention kernel; null: transformers' choice."""
+    quantization: Literal["nf4"] | None = None
+    """Four-bit storage of the frozen weights; needs lora."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.quantization and self.lora is None and self.adapter is None:
+            raise ValueError("quantized weights cannot be trained: give model.lora, or drop quantization")
+        return self
+
+    @field_validator("lora")
+    @classmethod
+    def _check_lora(cls, value: Options | None) -> Options | None:
+        for key, setting in (value or {}).items():
+            _check_option(key, setting, upstream.lora_config(), "peft.LoraConfig")
+        return value
+
+
+class DataSection(Section):
+    """Which rows are trained on, and how a row becomes a prompt."""
+
+    path: str
+    """Hub id, a local .jsonl, .json, .csv or .parquet file, or a procedural source such as toy:arithmetic."""
+    name: str | None = None
+    """Configuration of the hub dataset."""
+    split: str = "train"
+    """Split of the hub dataset."""
+    limit: Count | None = None
+    """Use only this many rows, the first ones."""
+    prompt: str | None = None
+    """Template over the columns, such as '{question}'; null: the column prompt is used."""
+    system: str | None = None
+    """System message put before every prompt."""
+    map: str | None = None
+    """As file.py:function, from a row (a dict) to the dict of columns that replaces it."""
+    max_prompt_length: Count | None = None
+    """Tokens a prompt may have; null: what the model's positions allow."""
+    overlong: Literal["error", "drop"] = "error"
+    """What a longer prompt does: stop the run, or be left out, counted and logged. Prompts are never truncated."""
+    options: Options = {}
+    """Arguments of a procedural source."""
+
+
+class RewardSection(Section):
+    """What a completion is worth: the weighted sum of reward functions."""
+
+    functions: Annotated[list[str], Field(min_length=1)]
+    """Each as file.py:function, a dotted path, or the hub id of a reward model."""
+    weights: list[float] | None = None
+    """One factor per function; null: 1 each."""
+    time_limit: Annotated[float, Field(gt=0)] = 60.0
+    """Seconds one call of one function may take."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand(cls, value: Any) -> Any:
+        """`reward: my.py:f` and `reward: [my.py:f, my.py:g]` are short for `functions`."""
+        if isinstance(value, str):
+            return {"functions": [value]}
+        return {"functions": value} if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.weights is not None and len(self.weights) != len(self.functions):
+            raise ValueError(f"{len(self.weights)} weights for {len(self.functions)} functions; give one each")
+        return self
+
+
+class DecodingSection(Section):
+    """How completions are sampled."""
+
+    sampler: str
+    """Name of the preset."""
+    gen_length: Count = 256
+    """Tokens of a completion."""
+    steps: Count | None = None
+    """Denoising steps, over all blocks; null: gen_length."""
+    block_length: Count | None = None
+    """Tokens denoised together before the next block; null: gen_length."""
+    temperature: Share
+    """Of the token distribution; 0 is greedy."""
+    cfg_scale: Share = 0.0
+    """Classifier-free guidance; 0 is none."""
+    options: Options = {}
+    """Further arguments of the preset."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        block = self.block_length or self.gen_length
+        blocks, rest = divmod(self.gen_length, block)
+        if rest:
+            raise ValueError(f"gen_length {self.gen_length} is not a multiple of block_length {block}")
+        if (self.steps or self.gen_length) % blocks:
+            raise ValueError(f"steps {self.steps} cannot be shared equally by {blocks} blocks of {block} tokens")
+        return self
+
+
+class RolloutSection(DecodingSection):
+    """How completions are sampled to be learned from."""
+
+    num_generations: Count = 8
+    """Completions per prompt: the group whose rewards are compared."""
+    sampler: str = "rl"
+    """Name of the preset; rl is the one whose likelihood is exact."""
+    temperature: Share = 1.0
+    """Of the token distribution; 0 is greedy."""
+    batch_size: Count | None = None
+    """Completions per forward; null: all of the update's on this process."""
+
+
+class EvalSection(DecodingSection):
+    """What is measured before, after and during training."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of shipped tasks, such as gsm8k, or files, such as eval/gsm8k.py."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Updates between evaluations; 0: only before and after training."""
+    limit: Count | None = None
+    """Use only this many rows of a task, the first ones."""
+    path: str | None = None
+    """Local file of rows; for a single task."""
+    paths: dict[str, str] = {}
+    """Local files of rows, by task."""
+    sampler: str = "llada"
+    """Name of the preset."""
+    temperature: Share = 0.0
+    """Of the token distribution; 0 is greedy."""
+    batch_size: Count = 64
+    """Completions per forward."""
+
+    @model_validator(mode="after")
+    def _check_paths(self) -> Self:
+        if self.path is not None and (len(self.tasks) > 1 or self.paths):
+            raise ValueError("path serves a single task; use paths: {task: file} alone")
+        if unknown := sorted(set(self.paths) - set(self.tasks)):
+            raise ValueError(f"paths names {unknown[0]}, which is not among the tasks: {', '.join(self.tasks)}")
+        return self
+
+
+class TrainSection(Section):
+    """The optimisation. Every other key is a field of transformers.TrainingArguments, passed on as it is."""
+
+    model_config = ConfigDict(extra="allow")
+
+    _elsewhere: ClassVar[dict[str, str]] = {
+        "output_dir": "the top-level key output says where the run writes",
+        "eval_strategy": "eval.every says when the run evaluates",
+        "eval_steps": "eval.every says when the run evaluates",
+    }
+
+    views_per_forward: Count = 8
+    """Noised copies scored by one forward; lower it when memory runs out, results do not change."""
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What goes to transformers.TrainingArguments."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        known = upstream.training_arguments() | {"views_per_forward": "int"}
+        for key, value in self.arguments.items():
+            if key in self._elsewhere:
+                raise _option_error(key, f"not set here: {self._elsewhere[key]}")
+            _check_option(key, value, known, "transformers.TrainingArguments, and views_per_forward")
+        return self
+
+
+class Recipe(Section):
+    """One run, from weights and rows to a trained model."""
+
+    algorithm: AlgorithmSection
+    """The method, by its type, and its settings."""
+    model: ModelSection
+    """Which weights are trained, and how they are held."""
+    data: DataSection
+    """Which rows are trained on, and how a row becomes a prompt."""
+    reward: RewardSection | None = None
+    """What a completion is worth; for methods that sample."""
+    rollout: RolloutSection | None = None
+    """How completions are sampled to be learned from; for methods that sample."""
+    train: TrainSection = TrainSection()
+    """The optimisation."""
+    eval: EvalSection | None = None
+    """What is measured before, after and during training."""
+    output: str
+    """Folder the run writes; one run per folder."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        name, samples = self.algorithm.type, self.algorithm.source == "rollouts"
+        for section in ("reward", "rollout"):
+            if (getattr(self, section) is not None) != samples:
+                verb = "samples its data: add" if samples else f"learns from {self.algorithm.source}: remove"
+                raise ValueError(f"{section}: {name} {verb} this section")
+        if (self.model.lora or {}).get("lora_dropout", 0) > 0 and not self.algorithm.allows_dropout:
+            raise ValueError(
+                f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "
+                "times; dropout would make them differ by themselves"
+            )
+        return self
+
+
+def _check_option(key: str, value: object, known: dict[str, str], owner: str) -> None:
+    """Refuse a key that `owner` does not have, or a plainly wrong value."""
+    if key not in known:
+        raise _option_error(key, f"unknown key.{suggestion(key, known)} Keys: those of {owner}")
+    if not upstream.accepts(known[key], value):
+        raise _option_error(key, f"found {value!r}, expected {known[key]}")
+
+
+def _option_error(key: str, message: str) -> PydanticCustomError:
+    return PydanticCustomError("option", "{message}", {"key": key, "message": message})
