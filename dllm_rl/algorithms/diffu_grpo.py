@@ -114,25 +114,59 @@ class DiffuGRPO(Algorithm):
 
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         from dllm_rl.objectives.kl import kl
-        from dllm_rl.objectives.reduce import Mean
+        from dllm_rl.objectives.reduce import masked_mean
 
         assert batch.advantage is not None and batch.behaviour_logp is not None
         views = batch.views.select(scores.view)
         behaviour = batch.behaviour_logp[scores.view]
-        share = self._share(batch)[views.row, None] * views.weight / self.num_draws
-        objective = share * self._surrogate(batch, scores, behaviour)
-        log_ratio = (scores.logp - behaviour).detach()[views.scored]
+        objective = self._policy_objective(batch, views, scores.logp, behaviour)
+        log_ratio = (scores.logp - behaviour).detach()
         ratio = log_ratio.exp()
+        outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
         metrics = {
-            "policy/ratio": Mean.of(ratio),
-            "policy/clipped": Mean.of(((ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)).double()),
-            "policy/kl_behaviour": Mean.of(-log_ratio),
+            "policy/ratio": masked_mean(ratio, views.scored),
+            "policy/outside_clip": masked_mean(outside.double(), views.scored),
+            "policy/kl_behaviour": masked_mean(-log_ratio, views.scored),
         }
         if batch.reference_logp is not None:
             divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
-            objective = objective - self.kl_coefficient * share * divergence
-            metrics["policy/kl_reference"] = Mean.of(divergence.detach()[views.scored])
-        return Loss(-objective.sum(), metrics)
+            weight = self._share(batch)[views.row, None] * views.weight / self.num_draws
+            objective = objective - self.kl_coefficient * (weight * divergence).sum()
+            metrics["policy/kl_reference"] = masked_mean(divergence.detach(), views.scored)
+        return Loss(-objective, metrics)
+
+    def _policy_objective(
+        self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]
+    ) -> Float[Tensor, ""]:
+        """Sum of the clipped surrogate over tokens, each with its share of the whole."""
+        from dllm_rl.objectives.policy import clipped_surrogate
+
+        assert batch.advantage is not None
+        share = self._share(batch)
+        if self.ratio_level == "token":
+            surrogate = clipped_surrogate(
+                logp,
+                behaviour,
+                batch.advantage[views.row],
+                views.scored,
+                clip_low=self.clip_low,
+                clip_high=self.clip_high,
+                level="token",
+            )
+            return (share[views.row, None] * views.weight / self.num_draws * surrogate).sum()
+        # One "token" per sequence: its mean log-probability, so that the ratio is that of the geometric mean.
+        lengths = batch.sequences.scored.sum(-1)
+        present = (lengths < 0).index_fill(0, views.row, True)
+        surrogate = clipped_surrogate(
+            (self._sums(batch, views, logp) / lengths)[:, None],
+            (self._sums(batch, views, behaviour) / lengths)[:, None],
+            batch.advantage,
+            present[:, None],
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            level="sequence",
+        )
+        return (share * lengths * surrogate[:, 0]).sum()
 
     def _share(self, batch: Batch) -> Float[Tensor, " B"]:
         """How much one token of a sequence counts in the sum, before the division by the update's count."""
@@ -141,23 +175,7 @@ class DiffuGRPO(Algorithm):
             return 1 / lengths
         return lengths.new_full(lengths.shape, 1.0 if self.reduction == "token" else 1 / float(lengths.sum()))
 
-    def _surrogate(self, batch: Batch, scores: Scores, behaviour: Float[Tensor, "S N"]) -> Float[Tensor, "S N"]:
-        """Clipped surrogate at every scored position; at sequence level all positions share one value."""
-        from dllm_rl.objectives.policy import clipped_surrogate
-
-        assert batch.advantage is not None
-        views = batch.views.select(scores.view)
-        clips = {"clip_low": self.clip_low, "clip_high": self.clip_high}
-        if self.ratio_level == "token":
-            return clipped_surrogate(scores.logp, behaviour, batch.advantage[views.row], views.scored, level="token", **clips)
-        policy, old = (self._mean_logp(batch, scores, logp)[:, None] for logp in (scores.logp, behaviour))
-        everywhere = views.scored.new_ones(policy.shape)
-        per_sequence = clipped_surrogate(policy, old, batch.advantage, everywhere, level="sequence", **clips)
-        return per_sequence[views.row].expand_as(scores.logp) * views.scored
-
-    def _mean_logp(self, batch: Batch, scores: Scores, logp: Float[Tensor, "S N"]) -> Float[Tensor, " B"]:
-        """Weighted log-probability of each sequence per token: one number whose difference is the log-ratio."""
-        views = batch.views.select(scores.view)
+    def _sums(self, batch: Batch, views: Views, logp: Float[Tensor, "S N"]) -> Float[Tensor, " B"]:
+        """Weighted sum of log-probabilities of each sequence, averaged over its draws."""
         per_view = (views.weight * logp).sum(-1) / self.num_draws
-        sums = per_view.new_zeros(len(batch.sequences)).index_add(0, views.row, per_view)
-        return sums / batch.sequences.scored.sum(-1)
+        return per_view.new_zeros(len(batch.sequences)).index_add(0, views.row, per_view)

@@ -10,7 +10,7 @@ from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
@@ -55,12 +55,14 @@ class VRPO(Algorithm):
         return len(batch.sequences) / 2
 
     def loss(self, batch: Batch, scores: Scores) -> Loss:
+        from dllm_rl.diffusion.likelihood import elbo_draws
         from dllm_rl.objectives.preference import dpo_loss
-        from dllm_rl.objectives.reduce import Mean
+        from dllm_rl.objectives.reduce import mean_of
 
         assert batch.reference_logp is not None, "the trainer scores the reference for algorithms that need it"
-        policy = self._elbo(batch, scores, scores.logp)
-        reference = self._elbo(batch, scores, batch.reference_logp[scores.view])
+        rows = len(batch.sequences)
+        policy = elbo_draws(scores.logp, batch.views, rows).mean(-1)
+        reference = elbo_draws(batch.reference_logp, batch.views, rows).mean(-1)
         policy_margin, reference_margin = policy[0::2] - policy[1::2], reference[0::2] - reference[1::2]
         per_pair = dpo_loss(policy_margin, reference_margin, beta=self.beta)
         chosen_per_token = policy[0::2] / batch.sequences.scored.sum(-1)[0::2]
@@ -69,15 +71,9 @@ class VRPO(Algorithm):
         return Loss(
             total,
             {
-                "preference/accuracy": Mean.of((policy_margin > reference_margin).double()),
-                "preference/margin": Mean.of((policy_margin - reference_margin).detach()),
-                "preference/chosen_gain": Mean.of(gain[0::2]),
-                "preference/rejected_gain": Mean.of(gain[1::2]),
+                "preference/accuracy": mean_of((policy_margin > reference_margin).double()),
+                "preference/margin": mean_of((policy_margin - reference_margin).detach()),
+                "preference/chosen_gain": mean_of(gain[0::2]),
+                "preference/rejected_gain": mean_of(gain[1::2]),
             },
         )
-
-    def _elbo(self, batch: Batch, scores: Scores, logp: Float[Tensor, "S N"]) -> Float[Tensor, " B"]:
-        """Mean over draws of each sequence's weighted sum."""
-        views = batch.views.select(scores.view)
-        per_view = (views.weight * logp).sum(-1) / self.num_draws
-        return per_view.new_zeros(len(batch.sequences)).index_add(0, views.row, per_view)

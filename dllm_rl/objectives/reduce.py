@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Real
 from torch import Tensor
 
@@ -27,3 +28,8 @@ class Mean:
 def masked_mean(values: Float[Tensor, "*shape"], where: Bool[Tensor, "*shape"]) -> Mean:
     """The mean over the true positions of `where`; what the others hold does not matter."""
     return Mean(values.masked_fill(~where, 0.0).sum(), where.sum())
+
+
+def mean_of(values: Float[Tensor, "*shape"]) -> Mean:
+    """The mean over all of `values`, detached: for reports."""
+    return Mean(values.detach().sum(), torch.tensor(values.numel(), device=values.device))

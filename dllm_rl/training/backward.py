@@ -1,0 +1,117 @@
+"""The backward of every algorithm, one group of views at a time.
+
+Memory is that of one group: scores are numbers first, the loss gives their coefficients, and the groups are scored
+again with gradient, each back-propagating `(scores * coefficient).sum()` and freeing its graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+from dllm_rl.diffusion.denoiser import Denoiser
+
+Backward = Callable[[Tensor, bool], None]
+"""Back-propagates a scalar; the flag says whether it is the last of this micro-batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Views scored in one forward. An empty group only keeps processes in step: it scores a view with weight zero."""
+
+    view: Tensor
+    padding: bool = False
+
+
+def view_groups(num_views: int, size: int, num_groups: int | None = None) -> list[Group]:
+    """Consecutive views in groups of at most `size`, filled up to `num_groups` groups that count for nothing."""
+    if size < 1:
+        raise ValueError(f"views_per_forward is {size}; expected at least 1")
+    groups = [Group(view) for view in torch.arange(num_views).split(size)]
+    missing = max(0, (num_groups or 0) - len(groups))
+    return groups + [Group(torch.zeros(1, dtype=torch.int64), padding=True)] * missing
+
+
+def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
+    """Score some views of a batch; differentiable if gradients are on."""
+    views = batch.views.select(view)
+    sequences = batch.sequences.select(views.row)
+    logp = denoiser.score(
+        views.canvas, sequences.tokens, views.scored, sequences.attend, batch.transform, prompt=sequences.prompt
+    ).logp
+    return Scores(logp, view)
+
+
+def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Tensor:
+    """Log-probabilities of every view without gradient, [R, N]."""
+    with torch.no_grad():
+        groups = view_groups(len(batch.views), size)
+        return torch.cat([score_group(denoiser, batch, group.view).logp for group in groups])
+
+
+def backward(
+    algorithm: Algorithm,
+    batch: Batch,
+    denoiser: Denoiser,
+    frozen: Denoiser,
+    *,
+    groups: list[Group],
+    scale: float,
+    back_propagate: Backward,
+) -> list[Loss]:
+    """Add the gradient of `scale * loss` to the parameters.
+
+    Args:
+        denoiser: the policy as it is trained (possibly wrapped for several processes).
+        frozen: the same weights, called without gradient.
+        groups: the same number on every process.
+        scale: what the sum is multiplied by: the inverse of the update's exact count, times what averaging over
+            processes takes away.
+
+    Returns:
+        Losses whose sum is the loss (detached).
+    """
+    parts = _direct(algorithm, batch, denoiser, groups) if algorithm.is_sum_over_views else None
+    if parts is None:
+        parts = _scores_first(algorithm, batch, denoiser, frozen, groups)
+    losses = []
+    for index, (objective, loss) in enumerate(parts):
+        back_propagate(scale * objective, index == len(groups) - 1)
+        losses += [loss] if loss is not None else []
+    return losses
+
+
+Part = tuple[Tensor, Loss | None]
+
+
+def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list[Group]) -> Iterator[Part]:
+    """For a loss that is a sum over views: each group's own loss is its share."""
+    for group in groups:
+        scores = score_group(denoiser, batch, group.view)
+        if group.padding:
+            yield scores.logp.sum() * 0.0, None
+            continue
+        loss = algorithm.loss(batch, scores)
+        yield loss.total, Loss(loss.total.detach(), loss.metrics)
+
+
+def _scores_first(
+    algorithm: Algorithm, batch: Batch, denoiser: Denoiser, frozen: Denoiser, groups: list[Group]
+) -> Iterator[Part]:
+    """For any loss: coefficients from a pass without gradient, then one group at a time."""
+    size = max(len(group.view) for group in groups)
+    known = batch.behaviour_logp if batch.fresh else None
+    logp = score_all(frozen, batch, size) if known is None else known
+    logp = logp.detach().requires_grad_()
+    loss = algorithm.loss(batch, Scores(logp, torch.arange(len(batch.views))))
+    (coefficient,) = torch.autograd.grad(loss.total, logp)
+    pending: Loss | None = Loss(loss.total.detach(), loss.metrics)
+    for group in groups:
+        scores = score_group(denoiser, batch, group.view)
+        weight = coefficient[group.view] * (0.0 if group.padding else 1.0)
+        yield (scores.logp * weight).sum(), pending
+        pending = None

@@ -1,0 +1,277 @@
+"""From rows of a data set to token ids: prompts to roll out, pairs to compare, texts to learn."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from dllm_rl.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Messages = list[dict[str, str]]
+_END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRow:
+    """A prompt to answer, and the columns that reward functions may want."""
+
+    ids: list[int]
+    prompt: str | Messages
+    columns: Row
+
+    def as_completion(self, text: str) -> str | Messages:
+        """A completion in the prompt's own format, as TRL's reward convention has it."""
+        return text if isinstance(self.prompt, str) else [{"role": "assistant", "content": text}]
+
+    def as_text(self) -> str:
+        return self.prompt if isinstance(self.prompt, str) else "\n".join(m["content"] for m in self.prompt)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    prompt: list[int]
+    completion: list[int]
+
+
+def load_rows(path: str, *, name: str | None, split: str, limit: int | None) -> list[Row]:
+    """Rows of a local .jsonl, .json, .csv or .parquet file, or of a hub data set.
+
+    Raises:
+        DataError: the file is missing, unreadable or empty.
+    """
+    file = Path(path).expanduser()
+    if file.suffix in _READERS:
+        if not file.is_file():
+            raise DataError(f"data.path: no file {path} (looked in {Path.cwd()}); give an existing file or a hub id")
+        rows = _READERS[file.suffix](file)
+    else:
+        from datasets import load_dataset
+
+        try:
+            rows = [dict(row) for row in load_dataset(path, name, split=split)]
+        except Exception as error:
+            raise DataError(f"data.path: cannot load {path!r} ({split}) as a hub data set: {error}") from error
+    if not rows:
+        raise DataError(f"data.path: {path} holds no rows")
+    return rows[:limit]
+
+
+def _read_jsonl(file: Path) -> list[Row]:
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}, line {number}: not a JSON object ({error}); one object per line is expected") from error
+    return rows
+
+
+def _read_json(file: Path) -> list[Row]:
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: found a {type(rows).__name__}; a list of rows is expected")
+    return rows
+
+
+def _read_csv(file: Path) -> list[Row]:
+    with file.open(newline="", encoding="utf-8") as handle:
+        return [dict(row) for row in csv.DictReader(handle)]
+
+
+def _read_parquet(file: Path) -> list[Row]:
+    import pyarrow.parquet
+
+    rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
+    return rows
+
+
+_READERS: dict[str, Callable[[Path], list[Row]]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def column(row: Row, name: str, index: int, source: str) -> Any:
+    """A column that must be there.
+
+    Raises:
+        DataError: it is not, or it is empty.
+    """
+    if name not in row or row[name] is None:
+        raise DataError(f"{source}, row {index}: no column {name!r}; it has {', '.join(sorted(row)) or 'none'}")
+    if isinstance(row[name], str) and not row[name].strip():
+        raise DataError(f"{source}, row {index}: column {name!r} is empty")
+    return row[name]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptFormat:
+    """How a row becomes a prompt, and a prompt becomes ids.
+
+    With a template or a system message the prompt is a chat turn if the tokenizer has a chat template, plain text if
+    not. A column `prompt` is taken as it is: text stays text, messages are a chat.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None = None
+    system: str | None = None
+    source: str = "data"
+
+    def prompt(self, row: Row, index: int) -> str | Messages:
+        if self.template is None:
+            text = column(row, "prompt", index, self.source)
+        else:
+            try:
+                text = self.template.format_map(row)
+            except KeyError as error:
+                raise DataError(
+                    f"{self.source}, row {index}: data.prompt names {error}, which is no column; "
+                    f"the row has {', '.join(sorted(row))}"
+                ) from error
+            if not text.strip():
+                raise DataError(f"{self.source}, row {index}: the prompt is empty")
+        plain = isinstance(text, str) and (
+            (self.template is None and self.system is None) or self.tokenizer.chat_template is None
+        )
+        if plain:
+            return f"{self.system}\n\n{text}" if self.system else text
+        user: Messages = [{"role": "user", "content": text}] if isinstance(text, str) else list(text)
+        return [{"role": "system", "content": self.system}, *user] if self.system else user
+
+    def ids(self, prompt: str | Messages) -> list[int]:
+        if isinstance(prompt, str):
+            encoded: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+            return encoded
+        text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def completion_ids(self, completion: str | Messages, *, chat: bool, eos_id: int) -> list[int]:
+        """The text, its end-of-turn token if it answers a chat, and exactly one EOS."""
+        text = completion if isinstance(completion, str) else completion[-1]["content"]
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        return [*ids, *(self._end_of_turn() if chat else ()), eos_id]
+
+    def _end_of_turn(self) -> list[int]:
+        vocabulary = self.tokenizer.get_vocab()
+        return [vocabulary[name] for name in _END_OF_TURN if name in vocabulary][:1]
+
+
+@dataclass(frozen=True, slots=True)
+class LengthRule:
+    """How long a row may be, and what happens to longer ones."""
+
+    max_prompt: int | None
+    max_total: int | None
+    completion: int
+    """Tokens that a rollout adds; 0 for data that bring their own completions."""
+    drop: bool
+
+    def keep(self, prompt: Sequence[int], longest_completion: int, index: int, source: str) -> bool:
+        """Whether a row fits.
+
+        Raises:
+            DataError: it does not and rows are not to be dropped, or its prompt has no tokens at all.
+        """
+        if not prompt:
+            raise DataError(f"{source}, row {index}: the prompt has no tokens; a prompt must not be empty")
+        total = len(prompt) + max(self.completion, longest_completion)
+        reason = None
+        if self.max_prompt is not None and len(prompt) > self.max_prompt:
+            reason = f"its prompt has {len(prompt)} tokens, data.max_prompt_length is {self.max_prompt}"
+        elif self.max_total is not None and total > self.max_total:
+            reason = f"prompt and completion need {total} positions, the model has {self.max_total}"
+        if reason and not self.drop:
+            raise DataError(
+                f"{source}, row {index}: {reason}; shorten it, raise the limit or set data.overlong: drop to leave such "
+                "rows out"
+            )
+        return reason is None
+
+
+def fitting(rows: Iterable[tuple[Any, bool]], source: str) -> list[Any]:
+    """The rows that fit; how many did not is logged.
+
+    Raises:
+        DataError: none fits.
+    """
+    kept, dropped = [], 0
+    for row, fits in rows:
+        if fits:
+            kept.append(row)
+        else:
+            dropped += 1
+    if not kept:
+        raise DataError(f"{source}: all {dropped} rows are too long; raise data.max_prompt_length or shorten them")
+    if dropped:
+        log.warning("%s: left out %d of %d rows that are too long", source, dropped, dropped + len(kept))
+    return kept
+
+
+def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> list[PromptRow]:
+    """Prompts with the remaining columns beside them."""
+
+    def convert() -> Iterable[tuple[PromptRow, bool]]:
+        for index, row in enumerate(rows):
+            prompt = form.prompt(row, index)
+            ids = form.ids(prompt)
+            columns = {name: value for name, value in row.items() if name != "prompt"}
+            yield PromptRow(ids, prompt, columns), rule.keep(ids, 0, index, form.source)
+
+    return fitting(convert(), form.source)
+
+
+def pair_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Pair]:
+    """Preference pairs from the columns prompt (or a template), chosen and rejected."""
+
+    def convert() -> Iterable[tuple[Pair, bool]]:
+        for index, row in enumerate(rows):
+            prompt = form.prompt(row, index)
+            chat = not isinstance(prompt, str)
+            chosen, rejected = (
+                form.completion_ids(column(row, name, index, form.source), chat=chat, eos_id=eos_id)
+                for name in ("chosen", "rejected")
+            )
+            ids = form.ids(prompt)
+            fits = rule.keep(ids, max(len(chosen), len(rejected)), index, form.source)
+            yield Pair(ids, chosen, rejected), fits
+
+    return fitting(convert(), form.source)
+
+
+def text_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Text]:
+    """Supervised rows from prompt and completion, or from `messages` that end with the assistant's."""
+
+    def convert() -> Iterable[tuple[Text, bool]]:
+        for index, row in enumerate(rows):
+            if "messages" in row:
+                *turns, last = column(row, "messages", index, form.source)
+                prompt, completion = turns, last["content"]
+            else:
+                prompt = form.prompt(row, index)
+                completion = column(row, "completion", index, form.source)
+            chat = not isinstance(prompt, str)
+            ids, answer = form.ids(prompt), form.completion_ids(completion, chat=chat, eos_id=eos_id)
+            yield Text(ids, answer), rule.keep(ids, len(answer), index, form.source)
+
+    return fitting(convert(), form.source)

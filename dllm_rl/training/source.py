@@ -1,0 +1,171 @@
+"""Where micro-batches come from: texts, preference pairs, or the policy's own rollouts with their rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from dllm_rl.algorithms.base import Algorithm
+from dllm_rl.diffusion.sequences import sequences_from_ids
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.diffusion.views import Sequences
+from dllm_rl.objectives.reduce import Mean, mean_of
+from dllm_rl.rng import fold
+from dllm_rl.rollouts.engine import RolloutEngine
+from dllm_rl.rollouts.rewards import RewardPanel
+from dllm_rl.training.data import Pair, PromptRow, Text
+from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What one micro-batch learns from, before any view is drawn."""
+
+    sequences: Sequences
+    keys: Tensor
+    advantage: Tensor | None = None
+    transform: Transform | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One rollout as a person reads it."""
+
+    prompt: str
+    completion: str
+    reward: float
+    advantage: float
+
+
+@dataclass(frozen=True, slots=True)
+class Harvest:
+    """All that one window's updates learn from on this process."""
+
+    material: list[Material]
+    metrics: dict[str, Mean] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+
+
+class Source(Protocol):
+    """Makes the material of a window; a pure function of (seed, window, layout) and, for rollouts, of the weights."""
+
+    def harvest(self, window: int, layout: Layout) -> Harvest: ...
+
+
+def _visits(seed: int, window: int, layout: Layout, micro_batch: int, num_rows: int) -> list[Visit]:
+    return [visit_at(seed, window, s, layout.slots_per_update, num_rows) for s in layout.slots(micro_batch)]
+
+
+@dataclass(frozen=True, slots=True)
+class TextSource:
+    """Prompt and completion pairs for supervised learning."""
+
+    rows: Sequence[Text]
+    seed: int
+    pad_id: int
+    device: torch.device
+
+    def harvest(self, window: int, layout: Layout) -> Harvest:
+        material = []
+        for micro_batch in range(layout.num_micro_batches):
+            visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
+            rows = [self.rows[v.row] for v in visits]
+            sequences = sequences_from_ids([r.prompt for r in rows], [r.completion for r in rows], self.pad_id, self.device)
+            material.append(Material(sequences, visit_keys(self.seed, visits, 1).to(self.device)))
+        return Harvest(material)
+
+
+@dataclass(frozen=True, slots=True)
+class PairSource:
+    """Preference pairs; rows 2i and 2i + 1 of a micro-batch are the chosen and the rejected text of pair i."""
+
+    rows: Sequence[Pair]
+    seed: int
+    pad_id: int
+    device: torch.device
+
+    def harvest(self, window: int, layout: Layout) -> Harvest:
+        material = []
+        for micro_batch in range(layout.num_micro_batches):
+            visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
+            rows = [self.rows[v.row] for v in visits]
+            prompts = [r.prompt for r in rows for _ in range(2)]
+            completions = [ids for r in rows for ids in (r.chosen, r.rejected)]
+            sequences = sequences_from_ids(prompts, completions, self.pad_id, self.device)
+            material.append(Material(sequences, visit_keys(self.seed, visits, 2).to(self.device)))
+        return Harvest(material)
+
+
+class Decoder(Protocol):
+    """Text of a completion's ids, up to its first end-of-text id."""
+
+    def __call__(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSource:
+    """Prompts answered by the policy, judged by reward functions; a prompt's whole group stays on one process."""
+
+    rows: Sequence[PromptRow]
+    seed: int
+    engine: RolloutEngine
+    panel: RewardPanel
+    algorithm: Algorithm
+    num_generations: int
+    decode: Decoder
+
+    def harvest(self, window: int, layout: Layout) -> Harvest:
+        visits = [
+            visit
+            for micro_batch in range(layout.num_micro_batches)
+            for visit in _visits(self.seed, window, layout, micro_batch, len(self.rows))
+        ]
+        rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
+        keys = visit_keys(self.seed, visits, self.num_generations)
+        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"))
+        texts = [self.decode(ids) for ids in trajectory.completions]
+        judged = self.panel(
+            [row.prompt for row in rows], [row.as_completion(text) for text in texts], trajectory.completions, _columns(rows)
+        )
+        reward = torch.tensor(judged.total, dtype=torch.float64).view(len(visits), self.num_generations)
+        advantage = self.algorithm.advantages(reward)
+        sequences = self.algorithm.scope(trajectory.sequences())
+        device = sequences.tokens.device
+        size = layout.per_device * self.num_generations
+        material = [
+            Material(sequences.select(part), keys.to(device)[part], advantage.flatten().to(device)[part])
+            for part in torch.arange(len(rows), device=device).split(size)
+        ]
+        samples = [
+            Sample(row.as_text(), text, r, a)
+            for row, text, r, a in zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
+        ]
+        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
+
+
+def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
+    """Dataset columns as lists, one entry per completion, as reward functions take them."""
+    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
+
+
+def _rollout_metrics(
+    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, nfe: Sequence[int]
+) -> dict[str, Mean]:
+    length = sequences.scored.sum(-1).double()
+    full = (sequences.scored == sequences.completion).all(-1)
+    same = (reward.amax(1) == reward.amin(1)).double()
+    metrics = {
+        "reward/mean": mean_of(reward),
+        "reward/zero_variance_groups": mean_of(same),
+        "completion/length": mean_of(length),
+        "completion/fills_canvas": mean_of(full.double()),
+        "rollout/forwards": mean_of(torch.tensor(nfe, dtype=torch.float64)),
+    }
+    for name, values in per_function.items():
+        given = [value for value in values if value is not None]
+        metrics[f"reward/{name}"] = mean_of(torch.tensor(given, dtype=torch.float64))
+    return metrics
