@@ -56,10 +56,11 @@ def sample_keys(seed: int, sample_ids: Int64[Tensor, "*batch"]) -> Int64[Tensor,
 
 
 def uniform(keys: Int64[Tensor, "*batch"], size: int) -> Float64[Tensor, "*batch {size}"]:
-    """`size` numbers per key, uniform on the open interval (0, 1): 53 random bits, offset by half a step, so never 0 or 1.
+    """`size` numbers per key, uniform on the open interval (0, 1).
 
+    They are odd multiples of 2^-53, which a double holds exactly: never 0, never rounded up to 1, and 1 - u is exact.
     Number i of a key does not depend on `size`.
     """
     counter = torch.arange(1, size + 1, dtype=torch.int64, device=keys.device)
     bits = _mix(_mix(keys[..., None] + counter * _GOLDEN))
-    return (_shift_right(bits, 11).to(torch.float64) + 0.5) * 2.0**-53
+    return (_shift_right(bits, 11) | 1).to(torch.float64) * 2.0**-53

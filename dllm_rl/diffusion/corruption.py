@@ -106,8 +106,8 @@ class Complementary:
     The mean of a pair is an unbiased estimate of the ELBO; the two draws alone are not: count c < n comes from either
     side of a pair, count n only from the first, which is why it counts double.
 
-    Source: the coupled masks of Gong et al., DiffuCoder, https://arxiv.org/abs/2506.20639, section 4. Theirs cover one
-    pair of levels beside a full mask and average per-token losses; these weights make the pair estimate the ELBO.
+    Source: the coupled masks of Gong et al., DiffuCoder, https://arxiv.org/abs/2506.20639. They average a pair with a
+    fully hidden view and draw levels from (0.2, 0.8); the levels and weights here make the pair estimate the ELBO.
     """
 
     draws_per_estimate: ClassVar[int] = 2

@@ -25,7 +25,7 @@ def sequences_from_ids(
     """
     if len(prompts) != len(completions) or not prompts:
         raise ValueError(
-            f"{len(prompts)} prompts and {len(completions)} completions; expected one completion per prompt, one or more"
+            f"{len(prompts)} prompts and {len(completions)} completions; expected as many, and at least one"
         )
     start = max(map(len, prompts))
     shape = len(prompts), start + max(map(len, completions))

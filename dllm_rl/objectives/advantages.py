@@ -36,9 +36,7 @@ def group_advantages(
     if not torch.isfinite(reward).all():
         prompt, completion = (~torch.isfinite(reward)).nonzero()[0].tolist()
         value = reward[prompt, completion].item()
-        raise ValueError(
-            f"the reward of completion {completion} of prompt {prompt} is {value}; expected a finite number"
-        )
+        raise ValueError(f"reward [{prompt}, {completion}] is {value}; expected finite numbers, one per completion")
     exact = reward.double()
     size = reward.shape[1]
     advantage = exact - exact.mean(1, keepdim=True)
