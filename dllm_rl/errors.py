@@ -25,3 +25,7 @@ class ModelContractError(DllmRlError, TypeError):
 
 class CheckpointError(DllmRlError, RuntimeError):
     """A folder of weights is missing, incomplete or belongs to something else; or it could not be written."""
+
+
+class DivergenceError(DllmRlError, ArithmeticError):
+    """Training produced a number that is not finite."""

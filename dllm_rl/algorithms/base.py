@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -30,18 +30,12 @@ class Batch:
     advantage: Float[Tensor, " B"] | None = None
     """One number per sequence; None for algorithms that learn from text or pairs."""
     behaviour_logp: Float[Tensor, "R N"] | None = None
-    """Scores of the weights that wrote the rollout, on the same views."""
+    """Scores of the weights that wrote the rollout, on the same views; None while the policy still has those weights,
+    when they are its own scores."""
     reference_logp: Float[Tensor, "R N"] | None = None
     """Scores of the reference model, on the same views."""
     transform: Transform | None = None
     """Distribution the views are scored under; None is the full softmax at temperature 1."""
-    fresh: bool = False
-    """True while the policy still is the behaviour policy: `behaviour_logp` then are the policy's own scores."""
-
-    def with_scores(
-        self, behaviour_logp: Float[Tensor, "R N"] | None, reference_logp: Float[Tensor, "R N"] | None
-    ) -> Batch:
-        return replace(self, behaviour_logp=behaviour_logp, reference_logp=reference_logp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +91,7 @@ class Algorithm(BaseModel, abc.ABC):
 
     def scope(self, sequences: Sequences) -> Sequences:
         """What of the sequences the model is shown. By default: up to the last scored position."""
-        from dataclasses import replace as replace_fields
-
-        return replace_fields(sequences, attend=sequences.attend & (~sequences.completion | sequences.scored))
+        return replace(sequences, attend=sequences.attend & (~sequences.completion | sequences.scored))
 
     @abc.abstractmethod
     def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
@@ -121,7 +113,3 @@ class Algorithm(BaseModel, abc.ABC):
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         """The loss as a pure function of the numbers scored."""
 
-
-def schema_fields(algorithm: type[Algorithm]) -> dict[str, Any]:
-    """Field names of an algorithm with their one-sentence documentation."""
-    return {name: field.description or "" for name, field in algorithm.model_fields.items()}

@@ -116,9 +116,9 @@ class DiffuGRPO(Algorithm):
         from dllm_rl.objectives.kl import kl
         from dllm_rl.objectives.reduce import masked_mean
 
-        assert batch.advantage is not None and batch.behaviour_logp is not None
         views = batch.views.select(scores.view)
-        behaviour = batch.behaviour_logp[scores.view]
+        known = batch.behaviour_logp
+        behaviour = scores.logp.detach() if known is None else known[scores.view]
         objective = self._policy_objective(batch, views, scores.logp, behaviour)
         log_ratio = (scores.logp - behaviour).detach()
         ratio = log_ratio.exp()

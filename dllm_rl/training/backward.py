@@ -7,6 +7,7 @@ again with gradient, each back-propagating `(scores * coefficient).sum()` and fr
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.diffusion.denoiser import Denoiser
 
-Backward = Callable[[Tensor, bool], None]
-"""Back-propagates a scalar; the flag says whether it is the last of this micro-batch."""
+GroupContext = Callable[[bool], AbstractContextManager[object]]
+"""Entered around each group's forward and backward; the argument says whether it is the micro-batch's last."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def backward(
     *,
     groups: list[Group],
     scale: float,
-    back_propagate: Backward,
+    group_context: GroupContext,
+    back_propagate: Callable[[Tensor], None],
 ) -> list[Loss]:
     """Add the gradient of `scale * loss` to the parameters.
 
@@ -75,12 +77,15 @@ def backward(
     Returns:
         Losses whose sum is the loss (detached).
     """
-    parts = _direct(algorithm, batch, denoiser, groups) if algorithm.is_sum_over_views else None
-    if parts is None:
+    if algorithm.is_sum_over_views:
+        parts = _direct(algorithm, batch, denoiser, groups)
+    else:
         parts = _scores_first(algorithm, batch, denoiser, frozen, groups)
     losses = []
-    for index, (objective, loss) in enumerate(parts):
-        back_propagate(scale * objective, index == len(groups) - 1)
+    for index in range(len(groups)):
+        with group_context(index == len(groups) - 1):
+            objective, loss = next(parts)
+            back_propagate(scale * objective)
         losses += [loss] if loss is not None else []
     return losses
 
@@ -104,9 +109,7 @@ def _scores_first(
 ) -> Iterator[Part]:
     """For any loss: coefficients from a pass without gradient, then one group at a time."""
     size = max(len(group.view) for group in groups)
-    known = batch.behaviour_logp if batch.fresh else None
-    logp = score_all(frozen, batch, size) if known is None else known
-    logp = logp.detach().requires_grad_()
+    logp = score_all(frozen, batch, size).requires_grad_()
     loss = algorithm.loss(batch, Scores(logp, torch.arange(len(batch.views))))
     (coefficient,) = torch.autograd.grad(loss.total, logp)
     pending: Loss | None = Loss(loss.total.detach(), loss.metrics)

@@ -1,0 +1,221 @@
+"""The trainer: transformers' loop, with an update that rolls out, scores views and back-propagates group by group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from dllm_rl.algorithms.base import Algorithm, Batch
+from dllm_rl.errors import CheckpointError, DivergenceError
+from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.objectives.reduce import Mean
+from dllm_rl.rng import fold
+from dllm_rl.training.backward import backward, score_all, view_groups
+from dllm_rl.training.checkpoint import load_weights
+from dllm_rl.training.order import Layout
+from dllm_rl.training.source import Material, Sample, Source
+
+Evaluator = Callable[[], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One rollout (or draw of data) and the micro-batches of the updates made from it: batches[iteration][slot]."""
+
+    index: int
+    batches: list[list[Batch]]
+
+
+class DiffusionTrainer(Trainer):
+    """transformers.Trainer whose unit of work is a micro-batch of views.
+
+    Public hooks only: `get_batch_samples` runs once per update and makes the micro-batches and their exact count;
+    `training_step` back-propagates one micro-batch; `evaluate` runs tasks. Which rows an update sees depends on the
+    seed and the update, not on a data loader, so a resumed run needs no data to be skipped.
+    """
+
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        *,
+        model: DiffusionModel,
+        algorithm: Algorithm,
+        source: Source,
+        args: TrainingArguments,
+        views_per_forward: int,
+        evaluator: Evaluator | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+    ) -> None:
+        super().__init__(model=model.network, args=args, processing_class=model.tokenizer, callbacks=callbacks)
+        self.diffusion = model
+        self.algorithm = algorithm
+        self.source = source
+        self.views_per_forward = views_per_forward
+        self.evaluator = evaluator
+        self.samples: list[Sample] = []
+        self._window: Window | None = None
+        self._reports: dict[str, Mean] = {}
+
+    def get_train_dataloader(self) -> Sized:  # type: ignore[override]
+        """A stand-in with the right length: rows are chosen in `get_batch_samples`."""
+        return range(self.args.max_steps * self.args.gradient_accumulation_steps)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Batch]], Tensor]:
+        """The micro-batches of one update, and the denominator of its loss over all processes."""
+        window, iteration = divmod(self.state.global_step, self.algorithm.num_iterations)
+        if self._window is None or self._window.index != window:
+            if iteration:
+                raise CheckpointError(
+                    f"update {self.state.global_step} is inside a window of {self.algorithm.num_iterations} updates made "
+                    "from one rollout, which is gone; resume from a checkpoint at a multiple of it"
+                )
+            self._window = self._open(window, num_batches)
+        batches = self._window.batches[iteration]
+        count = torch.tensor(sum(map(self.algorithm.count, batches)), dtype=torch.float64, device=device)
+        return [{"batch": batch} for batch in batches], self.accelerator.reduce(count, reduction="sum")
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Back-propagate one micro-batch; the gradient is that of the update's mean loss."""
+        assert num_items_in_batch is not None
+        batch = inputs["batch"]
+        model.train()
+        # Gradients are averaged over processes; the exact count is already global.
+        scale = self.accelerator.num_processes / float(num_items_in_batch)
+        losses = backward(
+            self.algorithm,
+            batch,
+            self.diffusion.with_network(model),
+            self.diffusion,
+            groups=view_groups(len(batch.views), self.views_per_forward, self._most_groups(batch)),
+            scale=scale,
+            group_context=self._group_context(model, self.accelerator.sync_gradients),
+            back_propagate=self._back_propagate,
+        )
+        for loss in losses:
+            self._report(loss.metrics)
+        total = scale * torch.stack([loss.total for loss in losses]).sum()
+        if not torch.isfinite(total):
+            raise DivergenceError(
+                f"update {self.state.global_step + 1}: the loss is {float(total)}; lower train.learning_rate or "
+                "train.max_grad_norm, or start again from the last checkpoint"
+            )
+        return total.float()
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
+        """Run the evaluation tasks with the present weights and log what they gave."""
+        if self.evaluator is None:
+            return {}
+        with _without_training(self.model):
+            metrics = self.evaluator()
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the reports gathered since the last training log, summed over processes before they are divided."""
+        if "loss" in logs:
+            logs.update(self._reduced_reports())
+        super().log(logs, start_time)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Strict: transformers would leave weights that it cannot match at their initial values."""
+        load_weights(self.diffusion, resume_from_checkpoint)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(
+            rank=self.accelerator.process_index,
+            world=self.accelerator.num_processes,
+            num_micro_batches=self.args.gradient_accumulation_steps,
+            per_device=self.args.per_device_train_batch_size,
+        )
+
+    def _open(self, window: int, num_batches: int) -> Window:
+        with _without_training(self.model):
+            harvest = self.source.harvest(window, self.layout)
+            batches = [
+                [
+                    self._batch(material, iteration, micro_batch, num_batches)
+                    for micro_batch, material in enumerate(harvest.material)
+                ]
+                for iteration in range(self.algorithm.num_iterations)
+            ]
+        self._report(harvest.metrics)
+        self.samples = harvest.samples
+        return Window(window, batches)
+
+    def _batch(self, material: Material, iteration: int, micro_batch: int, num_micro_batches: int) -> Batch:
+        """Draw the views and score what must be known before the first update."""
+        index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
+        keys = fold(material.keys, "views", index)
+        views = self.algorithm.views(material.sequences, keys, self.diffusion.spec.mask_id)
+        batch = Batch(material.sequences, views, material.advantage, transform=material.transform)
+        if self.algorithm.needs_behaviour and iteration > 0:
+            batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward))
+        if self.algorithm.needs_reference:
+            with self.diffusion.reference() as reference:
+                batch = replace(batch, reference_logp=score_all(reference, batch, self.views_per_forward))
+        return batch
+
+    def _most_groups(self, batch: Batch) -> int:
+        """Every process makes as many forwards and backwards as the one with the most views."""
+        groups = torch.tensor(math.ceil(len(batch.views) / self.views_per_forward), device=self.accelerator.device)
+        return int(self.accelerator.gather(groups[None]).max())
+
+    def _group_context(self, model: nn.Module, last_micro_batch: bool) -> Callable[[bool], Any]:
+        """Gradients are exchanged once per update: in the last group of the last micro-batch."""
+
+        @contextmanager
+        def context(last_group: bool) -> Iterator[None]:
+            exchange = last_micro_batch and last_group
+            self.accelerator.gradient_state._set_sync_gradients(exchange)
+            deepspeed = self.accelerator.distributed_type == DistributedType.DEEPSPEED
+            with nullcontext() if exchange or deepspeed else self.accelerator.no_sync(model):
+                yield
+
+        return context
+
+    def _back_propagate(self, objective: Tensor) -> None:
+        if self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            self.accelerator.backward(objective, scale_wrt_gas=False)
+        else:
+            self.accelerator.backward(objective)
+
+    def _report(self, metrics: Any) -> None:
+        for name, mean in metrics.items():
+            self._reports[name] = self._reports[name] + mean if name in self._reports else mean
+
+    def _reduced_reports(self) -> dict[str, float]:
+        names = sorted(self._reports)
+        if not names:
+            return {}
+        device = self.accelerator.device
+        parts = [torch.stack([self._reports[n].total, self._reports[n].count]).double().to(device) for n in names]
+        self._reports = {}
+        sums = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
+        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+
+
+@contextmanager
+def _without_training(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradient: rollouts and scores of old and reference weights are numbers."""
+    was_training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(was_training)
