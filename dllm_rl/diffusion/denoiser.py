@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -38,6 +38,7 @@ class TokenScores(NamedTuple):
     """Entropy of the distribution the token was scored under, nats; None unless asked for."""
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """A model that gives, for every position of a canvas, a distribution over the clean token at that same position."""
 
@@ -46,6 +47,11 @@ class Denoiser(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def max_positions(self) -> int | None:
+        """The longest canvas the model was built for; None if any length will do."""
+        ...
 
     def logits_at(
         self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Bool[Tensor, "B N"] | None = None

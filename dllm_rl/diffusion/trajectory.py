@@ -1,0 +1,237 @@
+"""What a sampler did, event by event, and everything that can be derived from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from enum import IntEnum
+from itertools import accumulate
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+from torch.nn.functional import pad
+
+from dllm_rl.diffusion.sequences import sequences_from_ids
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.diffusion.views import Sequences
+
+Exactness = Literal["exact", "exact_with_F", "none"]
+"""What `behaviour_logp` is: the log-probability of the trajectory, from token draws and a selection that needs no
+further term or a known one ("exact"); the same with the F terms of a selection that looked at the draws
+("exact_with_F"); or nothing, because the rollout was greedy ("none")."""
+
+
+class Op(IntEnum):
+    """What happened to a position."""
+
+    WRITE = 0
+    """A hidden position received a token."""
+    REMASK = 1
+    """A written position was hidden again; the event's token is the mask id."""
+    EDIT = 2
+    """A written position received another token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """A log in CSR order: sorted by row, then step, then the order within the step."""
+
+    row: Int64[Tensor, " E"]
+    step: Int64[Tensor, " E"]
+    """The forward that caused the event, counted from 1."""
+    position: Int64[Tensor, " E"]
+    """Place in the completion, counted from 0."""
+    op: Int64[Tensor, " E"]
+    token: Int64[Tensor, " E"]
+    logq: Float64[Tensor, " E"]
+    """Log-probability of the token under the distribution it was drawn from, nats; NaN when it was drawn greedily."""
+    logp: Float64[Tensor, " E"]
+    """Log-probability of the token under the full softmax at temperature 1 (guided, if the rollout was), nats."""
+    conf: Float64[Tensor, " E"]
+    """The score for which the position was selected; its meaning is the sampler's."""
+
+    def select(self, index: Int64[Tensor, " S"]) -> Events:
+        return Events(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    @staticmethod
+    def concatenate(parts: Sequence[Events]) -> Events:
+        return Events(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Events)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trajectory:
+    """B completions and how they came to be: an event log; every dense field is derived from it.
+
+    Two likelihoods must not be confused. `behaviour_logp` is that of the whole trajectory, order included; it is not
+    the likelihood of the text, which sums over orders. `token_behaviour_logp` is the tokens' part of it.
+
+    Source: specification in the style of Wang et al. (TraceRL), https://arxiv.org/abs/2509.06949; the log also holds
+    remasks and edits, so any canvas is replayed from it.
+    """
+
+    prompts: list[list[int]]
+    gen_length: int
+    events: Events
+    selection_logp: Float64[Tensor, "B S"]
+    """Log-probability that each step selected the positions it did, given the tokens drawn there, nats; 0 where the
+    selection could not have been another."""
+    nfe: list[int]
+    """Network evaluations each row took part in; a guided evaluation counts once."""
+    keys: Int64[Tensor, " B"]
+    """The keys every draw of the row was folded from."""
+    transform: Transform
+    exactness: Exactness
+    mask_id: int
+    eos_ids: tuple[int, ...]
+    update: int
+    """Version of the weights that wrote this."""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    @property
+    def num_steps(self) -> int:
+        """Forwards of the longest row."""
+        return self.selection_logp.shape[1]
+
+    @property
+    def prompt_length(self) -> int:
+        """Columns that left-padded prompts take."""
+        return max((len(prompt) for prompt in self.prompts), default=0)
+
+    def _final(self, values: Tensor, empty: int | float, steps: int) -> Tensor:
+        """[B, L]: `values` of the last event that touched each position in the first `steps` forwards."""
+        events = self.events
+        index = torch.arange(len(events.row), device=self.device)[events.step <= steps]
+        cell = (events.row * self.gen_length + events.position)[index]
+        last = torch.full((len(self) * self.gen_length,), -1, dtype=torch.int64, device=self.device)
+        last = last.scatter_reduce(0, cell, index, "amax")
+        dense = torch.full(last.shape, empty, dtype=values.dtype, device=self.device)
+        touched = last >= 0
+        dense[touched] = values[last[touched]]
+        return dense.view(len(self), self.gen_length)
+
+    def completion_canvas(self, steps: int) -> Int64[Tensor, "B L"]:
+        """The completions as they stood after `steps` forwards; hidden positions hold the mask id.
+
+        Raises:
+            ValueError: fewer than 0 or more than `num_steps` forwards.
+        """
+        if not 0 <= steps <= self.num_steps:
+            raise ValueError(f"canvas after {steps} forwards asked for; expected 0 to {self.num_steps}")
+        return self._final(self.events.token, self.mask_id, steps)
+
+    def canvas(self, steps: int) -> Int64[Tensor, "B N"]:
+        """What the model sees after `steps` forwards: prompts, padded on the left, then completions. 0: all hidden."""
+        return torch.cat([self._prompt.tokens, self.completion_canvas(steps)], dim=1)
+
+    @property
+    def _prompt(self) -> Sequences:
+        pad_id = self.eos_ids[0] if self.eos_ids else self.mask_id
+        return sequences_from_ids(self.prompts, [[]] * len(self), pad_id, self.device)
+
+    @property
+    def tokens(self) -> Int64[Tensor, "B L"]:
+        """The completions."""
+        return self.completion_canvas(self.num_steps)
+
+    @property
+    def completions(self) -> list[list[int]]:
+        rows: list[list[int]] = self.tokens.tolist()
+        return rows
+
+    @property
+    def reveal_step(self) -> Int64[Tensor, "B L"]:
+        """Forwards done when each position received its final token, counted from 1."""
+        return self._final(self.events.step, 0, self.num_steps)
+
+    @property
+    def behaviour_logp(self) -> Float64[Tensor, " B"]:
+        """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections.
+
+        NaN when `exactness` is "none": a greedy rollout is a point mass and has no likelihood to learn from.
+        """
+        total = self.selection_logp.sum(dim=1)
+        return total.index_add(0, self.events.row, self.events.logq)
+
+    @property
+    def token_behaviour_logp(self) -> Float64[Tensor, "B N"]:
+        """Log-probability of each final token when it was drawn, nats; zero on prompts. Aligned with `sequences`."""
+        return pad(self._final(self.events.logq, 0.0, self.num_steps), (self.prompt_length, 0))
+
+    def _is_eos(self) -> Bool[Tensor, "B L"]:
+        return torch.isin(self.tokens, torch.tensor(self.eos_ids, dtype=torch.int64, device=self.device))
+
+    @property
+    def finished(self) -> Bool[Tensor, " B"]:
+        """Rows that wrote an end-of-sequence token."""
+        return self._is_eos().any(dim=1)
+
+    @property
+    def written(self) -> Bool[Tensor, "B L"]:
+        """Positions up to and including the first end-of-sequence token."""
+        eos = self._is_eos().to(torch.int64)
+        return eos.cumsum(dim=1) - eos == 0
+
+    def sequences(self) -> Sequences:
+        """Prompts, padded on the left, and completions in one rectangle; scored up to the first end of sequence."""
+        prompt, written = self._prompt, self.written
+        nothing, everything = torch.zeros_like(prompt.attend), torch.ones_like(written)
+        return Sequences(
+            tokens=torch.cat([prompt.tokens, self.tokens], dim=1),
+            attend=torch.cat([prompt.attend, everything], dim=1),
+            completion=torch.cat([nothing, everything], dim=1),
+            scored=torch.cat([nothing, written], dim=1),
+        )
+
+    def select(self, rows: Sequence[int]) -> Trajectory:
+        """The trajectories of `rows`, in that order."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        bounds = torch.searchsorted(self.events.row, torch.arange(len(self) + 1, device=self.device))
+        sizes = bounds.diff()[index]
+        row = torch.repeat_interleave(torch.arange(len(index), device=self.device), sizes)
+        starts = torch.cumsum(sizes, dim=0) - sizes
+        place = bounds[index][row] + torch.arange(len(row), device=self.device) - starts[row]
+        return replace(
+            self,
+            prompts=[self.prompts[row] for row in rows],
+            events=replace(self.events.select(place), row=row),
+            selection_logp=self.selection_logp[index],
+            nfe=[self.nfe[row] for row in rows],
+            keys=self.keys[index],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
+        """One trajectory of all rows, in order. The parts must come from one sampler and one version of the weights.
+
+        Raises:
+            ValueError: nothing to join, or the parts differ in how they were sampled.
+        """
+        manners = {
+            (part.gen_length, part.transform, part.exactness, part.mask_id, part.eos_ids, part.update) for part in parts
+        }
+        if len(manners) != 1:
+            raise ValueError(
+                f"trajectories joined were sampled in {len(manners)} ways; expected exactly one: {manners}"
+            )
+        first_rows = [0, *accumulate(len(part) for part in parts)]
+        moved = [
+            replace(part.events, row=part.events.row + start)
+            for part, start in zip(parts, first_rows[:-1], strict=True)
+        ]
+        steps = max(part.num_steps for part in parts)
+        return replace(
+            parts[0],
+            prompts=[prompt for part in parts for prompt in part.prompts],
+            events=Events.concatenate(moved),
+            selection_logp=torch.cat([pad(part.selection_logp, (0, steps - part.num_steps)) for part in parts]),
+            nfe=[count for part in parts for count in part.nfe],
+            keys=torch.cat([part.keys for part in parts]),
+        )
