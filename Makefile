@@ -1,0 +1,34 @@
+# Every target works from a clean checkout; .venv is built once per change of its pins.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+export OMP_NUM_THREADS ?= 1
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+
+.PHONY: .venv quickstart test test-all results mutants lint
+.DEFAULT_GOAL := test
+
+.venv: .venv/.installed
+.venv/.installed: pyproject.toml constraints.txt startup/dllm_rl.pth startup/dllm_rl.start
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --editable '.[dev,deepspeed]'
+	touch $@
+
+# Learns in under a minute on a laptop, and prints what it learned.
+quickstart: .venv/.installed
+	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/quickstart.yaml
+
+test: .venv/.installed
+	$(PY) -m pytest
+
+# Adds the slow tests: processes, learning, kills, DeepSpeed, packaging.
+test-all: .venv/.installed
+	$(PY) -m pytest -m "" --durations=15 --cov --cov-report=term
+
+lint: .venv/.installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy --strict
+
+# Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
+mutants: .venv/.installed
+	$(PY) -m tests.tools.mutants
