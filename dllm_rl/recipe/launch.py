@@ -1,0 +1,107 @@
+"""What a recipe's `train` section becomes on the machine and under the launcher at hand."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from dllm_rl.errors import RecipeError
+from dllm_rl.recipe.schema import Recipe
+
+
+def under_deepspeed() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _device_arguments() -> dict[str, Any]:
+    """Without an accelerator, processes meet over gloo; DeepSpeed needs `use_cpu` off to be used at all."""
+    if torch.cuda.is_available():
+        return {}
+    if under_deepspeed():
+        return {"use_cpu": False, "ddp_backend": "gloo"}
+    return {"use_cpu": True, **({"ddp_backend": "gloo"} if world_size() > 1 else {})}
+
+
+def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> TrainingArguments:
+    """TrainingArguments of a recipe.
+
+    Raises:
+        RecipeError: the number of updates is missing, or does not fit the updates made from one rollout.
+    """
+    given = dict(recipe.train.arguments)
+    if under_deepspeed() and not torch.cuda.is_available():
+        _skip_compiled_communication()
+    given.setdefault("logging_steps", 1)
+    given.setdefault("max_grad_norm", 1.0)
+    given["max_steps"] = _max_steps(recipe, given, num_rows)
+    arguments = {
+        **_device_arguments(),
+        **given,
+        "output_dir": recipe.output,
+        "disable_tqdm": True,
+        "eval_on_start": recipe.eval is not None and not resuming,
+        "ignore_data_skip": True,
+        "logging_nan_inf_filter": False,
+        "remove_unused_columns": False,
+    }
+    try:
+        made = TrainingArguments(**arguments)
+    except (TypeError, ValueError) as error:
+        raise RecipeError(f"train: {error}") from error
+    _check_windows(recipe, made)
+    return made
+
+
+def _max_steps(recipe: Recipe, given: dict[str, Any], num_rows: int) -> int:
+    if given.get("max_steps", -1) > 0:
+        return int(given["max_steps"])
+    if "num_train_epochs" not in given:
+        raise RecipeError("train: the run has no length; give max_steps (updates) or num_train_epochs")
+    accumulation = given.get("gradient_accumulation_steps", 1)
+    rows_per_update = given.get("per_device_train_batch_size", 8) * accumulation * world_size()
+    windows = math.ceil(given["num_train_epochs"] * num_rows / rows_per_update)
+    return windows * recipe.algorithm.num_iterations
+
+
+def _check_windows(recipe: Recipe, arguments: TrainingArguments) -> None:
+    mu = recipe.algorithm.num_iterations
+    if arguments.max_steps % mu:
+        raise RecipeError(
+            f"train.max_steps is {arguments.max_steps}, not a multiple of the {mu} updates made from one rollout"
+        )
+    if arguments.save_strategy == "steps" and arguments.save_steps % mu:
+        raise RecipeError(
+            f"train.save_steps is {arguments.save_steps}, not a multiple of the {mu} updates made from one rollout; a "
+            "run resumes between rollouts only"
+        )
+
+
+def check_world(trainer: Trainer) -> None:
+    """Refuse to train apart: several processes were launched, but they are not one world.
+
+    Raises:
+        RecipeError: the launcher started several processes and accelerate sees one, or does not synchronise them.
+    """
+    state = trainer.accelerator.state
+    wanted = world_size()
+    if wanted > 1 and (state.num_processes != wanted or state.distributed_type.value == "NO"):
+        raise RecipeError(
+            f"{wanted} processes were launched, but accelerate runs {state.num_processes} as {state.distributed_type}; "
+            "each would train a model of its own. Launch with --config_file recipes/accelerate/ddp_cpu.yaml (no GPU) or "
+            "another file of that folder"
+        )
+
+
+def _skip_compiled_communication() -> None:
+    """DeepSpeed would compile shared-memory collectives for the CPU; gloo does without a compiler."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -1,0 +1,165 @@
+"""What a run leaves for people: a progress bar, lines of numbers, samples to read, and a curve."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from dllm_rl.training.source import Sample
+
+_HIDDEN = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
+
+
+class MetricsFile(TrainerCallback):
+    """Writes one JSON object a line: `update` and the numbers logged after it."""
+
+    def __init__(self, path: Path, resumed_update: int) -> None:
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["update"] <= resumed_update] if resumed_update else []
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        numbers = {name: _finite(value) for name, value in logs.items() if name not in _HIDDEN}
+        if state.is_world_process_zero and numbers:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"update": state.global_step, **numbers}) + "\n")
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; a last line that a crash cut short is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+class EvaluateEvery(TrainerCallback):
+    """Asks for an evaluation every so many updates, and after the last one."""
+
+    def __init__(self, every: int) -> None:
+        self.every = every
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> TrainerControl:
+        due = self.every > 0 and state.global_step % self.every == 0
+        control.should_evaluate = due or state.global_step >= state.max_steps
+        return control
+
+
+class Progress(TrainerCallback):
+    """A bar with reward and accuracy; at every evaluation a line of numbers and a few samples."""
+
+    def __init__(self, samples: Callable[[], Sequence[Sample]]) -> None:
+        self.samples = samples
+        self.bar: tqdm[Any] | None = None
+        self.shown: dict[str, str] = {}
+        self.start = time.monotonic()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        if self.bar is None or not logs:
+            return
+        for name, label in (("reward/mean", "reward"), ("preference/accuracy", "preferred"), ("loss", "loss")):
+            if name in logs:
+                self.shown[label] = f"{logs[name]:.3f}"
+        accuracies = {name.split("/")[1]: value for name, value in logs.items() if name.endswith("/accuracy")}
+        accuracies.pop("accuracy", None)
+        self.shown.update({name: f"{value:.3f}" for name, value in accuracies.items() if f"eval/{name}/accuracy" in logs})
+        self.bar.set_postfix(self.shown, refresh=False)
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, metrics: Any = None, **_: Any
+    ) -> None:
+        if self.bar is None:
+            return
+        shown = ", ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
+        reward = f" | reward {self.shown['reward']}" if "reward" in self.shown else ""
+        self.bar.write(f"update {state.global_step:>5}{reward} | {shown} | {time.monotonic() - self.start:.0f} s")
+        if samples := self.samples():
+            self.bar.write(sample_table(samples))
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def sample_table(samples: Sequence[Sample], limit: int = 3) -> str:
+    """The first completions of a rollout with their rewards, as text."""
+    table = Table(title="rollouts", title_justify="left", show_edge=False)
+    for heading in ("prompt", "completion", "reward", "advantage"):
+        table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=48)
+    for sample in samples[:limit]:
+        prompt, completion = (text.replace("\n", "\\n") for text in (sample.prompt, sample.completion))
+        table.add_row(prompt[-48:], completion[:48], f"{sample.reward:.2f}", f"{sample.advantage:+.2f}")
+    console = Console(width=120, no_color=True)
+    with console.capture() as capture:
+        console.print(table, markup=False)
+    return capture.get().rstrip("\n")
+
+
+class Curve(TrainerCallback):
+    """Draws `curve.png` from the metrics file at every evaluation and at the end."""
+
+    def __init__(self, metrics: Path, picture: Path) -> None:
+        self.metrics, self.picture = metrics, picture
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            draw_curve(read_metrics(self.metrics), self.picture)
+
+    on_train_end = on_evaluate
+
+
+def draw_curve(lines: Sequence[dict[str, Any]], picture: Path) -> None:
+    """Reward (or loss, where there is no reward) and accuracies against updates."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    main = "reward/mean" if any("reward/mean" in line for line in lines) else "loss"
+    accuracies = sorted({name for line in lines for name in line if name.startswith("eval/") and name.endswith("/accuracy")})
+    for name in (main, *accuracies):
+        points = [(line["update"], line[name]) for line in lines if line.get(name) is not None]
+        if points:
+            label = name if name == main else f"{name.split('/')[1]} accuracy (held out)"
+            marker = "" if name == main else "o"
+            axes.plot(*zip(*points, strict=True), label=label, marker=marker, markersize=4, linewidth=1.2)
+    axes.set_xlabel("update")
+    if main == "reward/mean":
+        axes.set_ylabel("reward, accuracy")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", frameon=False)
+    figure.savefig(picture, dpi=120)
