@@ -1,0 +1,203 @@
+"""A Hugging Face network as a `Denoiser`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int, Int64
+from torch import Tensor, nn
+
+from dllm_rl.diffusion.denoiser import DiffusionSpec, TokenScores
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.errors import ModelContractError
+from dllm_rl.models.attention import Attend, AttentionSpec, attention_mask, position_ids, seen_positions
+from dllm_rl.models.heads import widen
+
+
+class DiffusionModel:
+    """A network, the constants of its noise and its tokenizer.
+
+    Row i of every output is about token i, whatever the family. Nothing here draws, and nothing switches gradients:
+    wrap calls in `torch.no_grad()` where none are wanted.
+    """
+
+    def __init__(self, network: nn.Module, spec: DiffusionSpec, tokenizer: Any | None = None) -> None:
+        self.network = network
+        self.spec = spec
+        self.tokenizer = tokenizer
+        self._bare: Any = network
+        self._reference: DiffusionModel | None = None
+
+    def with_network(self, wrapped: nn.Module) -> DiffusionModel:
+        """The same model, scoring through a wrapper of its network (DistributedDataParallel, a DeepSpeed engine)."""
+        other = copy.copy(self)
+        other.network = wrapped
+        return other
+
+    @property
+    def config(self) -> Any:
+        """The network's configuration, under transformers' names."""
+        return self._bare.config
+
+    @property
+    def device(self) -> torch.device:
+        return self._bare.device  # type: ignore[no-any-return]
+
+    @property
+    def max_positions(self) -> int:
+        """Longest canvas the network was made for."""
+        return self.config.max_position_embeddings  # type: ignore[no-any-return]
+
+    def logits(
+        self, tokens: Int[Tensor, "B N"], attend: Attend = None, positions: Int64[Tensor, "B N"] | None = None
+    ) -> Float[Tensor, "B N V"]:
+        """Logits of every position, at least float32. Holds [B, N, V]: for small inputs only; training uses `score`.
+
+        Args:
+            attend: positions that may be looked at: None (all), per position, per pair, or a pattern by blocks.
+            positions: position ids; counted over attended positions by default.
+        """
+        everywhere = torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
+        return self.logits_at(tokens, everywhere, attend, positions).unflatten(0, tokens.shape)
+
+    def logits_at(
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Attend = None,
+        positions: Int64[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "T V"]:
+        """Logits at the T true positions of `where` in row-major order, at least float32."""
+        inputs = self._inputs(canvas, where, attend, positions)
+        return widen(self.network(**inputs))
+
+    def token_logp(
+        self,
+        canvas: Int[Tensor, "B N"],
+        tokens: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Attend = None,
+        transform: Transform | None = None,
+    ) -> Float[Tensor, "B N"]:
+        """Log-probability, in nats, of `tokens` at `where` given `canvas`; zero elsewhere. See `score`."""
+        return self.score(canvas, tokens, where, attend, transform).logp
+
+    def score(
+        self,
+        canvas: Int[Tensor, "B N"],
+        tokens: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Attend = None,
+        transform: Transform | None = None,
+        *,
+        prompt: Bool[Tensor, "B N"] | None = None,
+        entropy: bool = False,
+    ) -> TokenScores:
+        """Log-probabilities of `tokens` at `where` given `canvas`; differentiable, never holds logits of all positions.
+
+        Args:
+            transform: the distribution to score under; None is the full softmax at temperature 1.
+            prompt: positions that classifier-free guidance hides; needed exactly when the transform guides.
+
+        Raises:
+            ModelContractError: for a canvas longer than the network was made for, a token that the transform forbids,
+                or guidance without a prompt.
+        """
+        inputs = self._inputs(canvas, where, attend, None)
+        inputs.update(tokens=tokens[where], transform=transform, entropy=entropy)
+        if transform is not None:
+            self._refuse_forbidden(inputs["tokens"], transform)
+            if transform.cfg_scale:
+                inputs["unconditional_ids"] = self._without(canvas, prompt)
+        scores = self.network(**inputs)
+        dense = [None if part is None else part.new_zeros(where.shape).masked_scatter(where, part) for part in scores]
+        return TokenScores(*dense)  # type: ignore[arg-type]
+
+    @contextmanager
+    def reference(self) -> Iterator[DiffusionModel]:
+        """The model that training started from: adapters off, or the frozen copy of `make_reference_copy`.
+
+        An adapter given to `load_model` counts as training: the reference is the base below it.
+
+        Raises:
+            ModelContractError: for a model without adapters and without a copy.
+        """
+        if self._reference is not None:
+            yield self._reference
+        elif hasattr(self._bare, "disable_adapter"):
+            trainable = [parameter for parameter in self._bare.parameters() if parameter.requires_grad]
+            with self._bare.disable_adapter():
+                yield self
+            self._bare.requires_grad_(False)  # switching adapters on again makes them all trainable
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+        else:
+            raise ModelContractError(
+                "the model has no adapter to switch off and no frozen copy; call make_reference_copy() before training"
+            )
+
+    def make_reference_copy(self) -> DiffusionModel:
+        """Keep a frozen copy of the weights as they are now, for `reference`. Costs the memory of a second model."""
+        network = copy.deepcopy(self._bare).requires_grad_(False).eval()
+        self._reference = DiffusionModel(network, self.spec, self.tokenizer)
+        return self._reference
+
+    def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Write weights, configuration and tokenizer; see `dllm_rl.models.save.save`."""
+        from dllm_rl.models.save import save
+
+        save(self._bare, self.tokenizer, Path(folder), state_dict)
+
+    def _inputs(
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Attend,
+        positions: Int64[Tensor, "B N"] | None,
+    ) -> dict[str, Any]:
+        streams = 2 if isinstance(attend, AttentionSpec) and attend.kind == "two_stream" else 1
+        if canvas.shape[1] > streams * self.max_positions:
+            raise ModelContractError(
+                f"the canvas is {canvas.shape[1]} positions long and the network was made for "
+                f"{streams * self.max_positions}; shorten the prompt or the completion"
+            )
+        seen = seen_positions(attend, canvas.shape, canvas.device)
+        positions = position_ids(attend, seen) if positions is None else positions
+        return {
+            "input_ids": canvas,
+            "attention_mask": attention_mask(attend, seen, positions, self._bare),
+            "position_ids": positions,
+            "rows": self._rows(where, seen),
+        }
+
+    def _rows(self, where: Bool[Tensor, "B N"], seen: Bool[Tensor, "B N"]) -> Int64[Tensor, " T"]:
+        """Flat indices of the outputs that predict the tokens at `where`."""
+        rows = where.flatten().nonzero()[:, 0]
+        if not self.spec.logit_shift:
+            return rows
+        # Nothing stands before the first token: like the published samplers, read its own output.
+        before = seen.roll(1, dims=1)
+        before[:, 0] = False
+        return rows - before.flatten()[rows].long()
+
+    def _without(self, canvas: Int[Tensor, "B N"], prompt: Bool[Tensor, "B N"] | None) -> Int[Tensor, "B N"]:
+        if prompt is None:
+            raise ModelContractError(
+                "the transform guides (cfg_scale > 0) but no prompt is given; pass prompt=Bool[B, N]"
+            )
+        return canvas.masked_fill(prompt, self.spec.mask_id)
+
+    @staticmethod
+    def _refuse_forbidden(tokens: Int64[Tensor, " T"], transform: Transform) -> None:
+        forbidden = torch.tensor(transform.forbidden_ids, dtype=torch.int64, device=tokens.device)
+        hit = tokens[torch.isin(tokens, forbidden)]
+        if len(hit):
+            raise ModelContractError(
+                f"{len(hit)} tokens to score, the first of them {int(hit[0])}, are forbidden by the transform and have "
+                "probability 0; score what was drawn under this transform"
+            )

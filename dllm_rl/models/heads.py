@@ -1,0 +1,115 @@
+"""The output head that scores tokens in chunks, and the forward that reaches it through any wrapper of the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dllm_rl.diffusion.denoiser import TokenScores
+from dllm_rl.diffusion.transform import Transform, guide
+
+ROWS_PER_CHUNK = 512
+"""Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
+
+
+class TokenHead(nn.Linear):
+    """An output head that gives logits, or the log-probabilities of chosen tokens without ever holding all logits.
+
+    Chunks are recomputed in the backward pass. The loop is inside this module, not around it: sharded training gathers
+    the weight once per call of a module, and ranks with different numbers of chunks must make equally many calls.
+    """
+
+    rows_per_chunk: int = ROWS_PER_CHUNK
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "*rows H"],
+        tokens: Int64[Tensor, " T"] | None = None,
+        transform: Transform | None = None,
+        unconditional: Float[Tensor, "T H"] | None = None,
+        entropy: bool = False,
+    ) -> Tensor | TokenScores:
+        """Logits of every row, or TokenScores of shape [T] when `tokens` are given.
+
+        Args:
+            unconditional: hidden states of the guidance pass; given exactly when the transform guides.
+        """
+        if tokens is None:
+            return super().forward(hidden)
+        unconditional = hidden[:, :0] if unconditional is None else unconditional
+        scores = [
+            checkpoint(self._score_rows, *rows, transform, entropy, use_reentrant=False, preserve_rng_state=False)
+            for rows in zip(*(x.split(self.rows_per_chunk) for x in (hidden, tokens, unconditional)), strict=True)
+        ]
+        logp, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
+        return TokenScores(logp, entropies if entropy else None)
+
+    def _score_rows(
+        self,
+        hidden: Float[Tensor, "T H"],
+        tokens: Int64[Tensor, " T"],
+        unconditional: Float[Tensor, "T _"],
+        transform: Transform | None,
+        entropy: bool,
+    ) -> tuple[Float[Tensor, " T"], Float[Tensor, " E"]]:
+        logits = widen(super().forward(hidden))
+        if unconditional.shape[1] and transform is not None:
+            logits = guide(logits, widen(super().forward(unconditional)), transform.cfg_scale)
+        log_probs = (transform or Transform()).log_probs(logits)
+        logp = log_probs.gather(1, tokens[:, None])[:, 0]
+        return logp, entropy_of(log_probs) if entropy else logp[:0]
+
+
+class ScoresRows:
+    """Mix-in for a Hugging Face causal model with a `TokenHead`: adds a forward on chosen rows.
+
+    It goes through `forward` so that data-parallel and sharding wrappers, which hook it, see every pass.
+    """
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Any = None,
+        position_ids: Tensor | None = None,
+        *,
+        rows: Int64[Tensor, " T"] | None = None,
+        tokens: Int64[Tensor, " T"] | None = None,
+        transform: Transform | None = None,
+        unconditional_ids: Tensor | None = None,
+        entropy: bool = False,
+        **kwargs: Any,  # the framework's own signature: untouched when no rows are asked for
+    ) -> Any:
+        """The parent's forward; with `rows` (flat indices into [B * N]) logits there; with `tokens` too, TokenScores.
+
+        Args:
+            unconditional_ids: the canvas of the guidance pass, prompt hidden.
+        """
+        if rows is None:
+            return super().forward(  # type: ignore[misc]
+                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            )
+
+        def hidden_rows(ids: Tensor | None) -> Tensor:
+            output = self.model(  # type: ignore[attr-defined]
+                input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+            )
+            return output.last_hidden_state.flatten(0, 1)[rows]  # type: ignore[no-any-return]
+
+        unconditional = None if unconditional_ids is None else hidden_rows(unconditional_ids)
+        return self.lm_head(  # type: ignore[attr-defined]
+            hidden_rows(input_ids), tokens, transform, unconditional, entropy
+        )
+
+
+def widen(logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
+    """Logits in at least float32: half precision is too coarse for probabilities."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def entropy_of(log_probs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+    """Entropy in nats; a forbidden id, at minus infinity, contributes 0 and no gradient."""
+    return -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(1)

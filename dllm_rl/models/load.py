@@ -1,0 +1,177 @@
+"""Load a model strictly: what is missing, unexpected or mismatched is an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import cached_file
+
+from dllm_rl.errors import CheckpointError
+from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.models.families import Family, family_of
+from dllm_rl.models.lora import add_lora, load_adapter
+from dllm_rl.models.save import BASE
+from dllm_rl.models.spec import spec_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+ADAPTER_CONFIG = "adapter_config.json"
+FINAL = "final"
+"""Where a finished run keeps its weights, under its output folder."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+
+def load_model(
+    path: str | Path,
+    *,
+    dtype: str = "float32",
+    device: str | torch.device = "cpu",
+    lora: dict[str, Any] | None = None,
+    adapter: str | Path | None = None,
+    trainable: bool = False,
+    lora_dropout_allowed: bool = False,
+    attn_implementation: str | None = None,
+    tokenizer: str | Path | None = None,
+    quantization: str | None = None,
+    revision: str | None = None,
+) -> DiffusionModel:
+    """Load a diffusion language model.
+
+    Args:
+        path: a folder or hub id in the published format, an adapter's folder, or the output folder of a run.
+        dtype: of the weights; "auto" is the checkpoint's own.
+        lora: arguments of `peft.LoraConfig` for a new adapter; see `dllm_rl.models.lora.add_lora`.
+        adapter: folder or hub id of an adapter to put on top of `path`.
+        trainable: whether a loaded adapter goes on training; its weights are frozen otherwise.
+        lora_dropout_allowed: for supervised training only; see `add_lora`.
+        attn_implementation: transformers' name of an attention kernel; None is its default, sdpa.
+        tokenizer: where the tokenizer is, if not with the weights.
+        quantization: "nf4" for 4-bit base weights (needs bitsandbytes and a GPU).
+
+    Raises:
+        CheckpointError: when files are missing or do not belong together.
+        ModelContractError: when the checkpoint asks for something this library does not compute.
+    """
+    source = _resolve(path)
+    if (Path(source) / ADAPTER_CONFIG).is_file():
+        if adapter is not None:
+            raise CheckpointError(f"{source} is an adapter, and adapter={adapter} is another; give the base as path")
+        source, adapter = _base_of(Path(source)), source
+    if lora is not None and adapter is not None:
+        raise CheckpointError(f"got both lora and adapter={adapter}; a new adapter on top of another is not supported")
+    family, config = _config(source, revision)
+    network = _network(
+        family.network,
+        config,
+        source,
+        dtype=dtype,
+        device=device,
+        revision=revision,
+        attn_implementation=attn_implementation,
+        quantization=quantization,
+    )
+    tokens = _tokenizer(str(tokenizer or source), revision)
+    spec = spec_of(config, tokens, logit_shift=family.logit_shift)
+    if adapter is not None:
+        network = load_adapter(network, adapter, trainable)
+    if lora is not None:
+        network = add_lora(network, lora, allow_dropout=lora_dropout_allowed)
+    return DiffusionModel(network.eval(), spec, tokens)
+
+
+def _resolve(path: str | Path) -> str:
+    """The folder that holds the weights, absolute, or a hub id as it is."""
+    folder = Path(path)
+    if folder.is_dir():
+        final = folder / FINAL
+        return str((final if final.is_dir() and not _holds_weights(folder) else folder).resolve())
+    if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
+        raise CheckpointError(f"there is no folder {path}; expected a checkpoint folder, a run's output or a hub id")
+    return str(path)
+
+
+def _holds_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def _base_of(folder: Path) -> str:
+    """The base of an adapter: the one kept with it, else the one it names."""
+    if (folder / BASE).is_dir():
+        return str(folder / BASE)
+    base = json.loads((folder / ADAPTER_CONFIG).read_text())["base_model_name_or_path"]
+    if not base:
+        raise CheckpointError(
+            f"{folder}/{ADAPTER_CONFIG} names no base model; load_model(BASE, adapter={str(folder)!r})"
+        )
+    try:
+        return _resolve(base)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"the adapter in {folder} was made on {base}, which is not there; load_model(BASE, adapter={str(folder)!r})"
+        ) from error
+
+
+def _config(source: str, revision: str | None) -> tuple[Family, Any]:
+    try:
+        fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{source} has no readable config.json: {error}") from error
+    family = family_of(fields, source)
+    return family, family.network.config_class.from_dict(fields)
+
+
+def _network(
+    network_class: Any,
+    config: Any,
+    source: str,
+    *,
+    dtype: str,
+    device: str | torch.device,
+    attn_implementation: str | None,
+    quantization: str | None,
+    revision: str | None,
+) -> Any:
+    if dtype != "auto" and dtype not in DTYPES:
+        raise CheckpointError(f"dtype is {dtype!r}; expected 'auto' or one of {sorted(DTYPES)}")
+    try:
+        network, found = network_class.from_pretrained(
+            source,
+            config=config,
+            dtype=DTYPES.get(dtype, "auto"),
+            attn_implementation=attn_implementation,
+            quantization_config=None if quantization is None else _quantization(quantization),
+            device_map=None if quantization is None else {"": device},
+            revision=revision,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they are listed; refused below
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"the weights in {source} cannot be read: {error}") from error
+    wrong = {kind.removesuffix("_keys"): sorted(map(str, keys))[:8] for kind, keys in found.items() if keys}
+    if wrong:
+        raise CheckpointError(
+            f"the weights in {source} do not fit its config.json, tensors (first 8 of each kind): {wrong}. "
+            "Expected exactly one tensor for every parameter; the folder is incomplete or mixes checkpoints"
+        )
+    return network if quantization else network.to(device)
+
+
+def _quantization(name: str) -> BitsAndBytesConfig:
+    if name != "nf4":
+        raise CheckpointError(f"quantization is {name!r}; expected 'nf4'")
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+
+
+def _tokenizer(source: str, revision: str | None) -> Any | None:
+    """The tokenizer, or None where there are no files of one: only text commands need it."""
+    missing_is_none = {"_raise_exceptions_for_missing_entries": False}
+    if not any(cached_file(source, name, revision=revision, **missing_is_none) for name in TOKENIZER_FILES):
+        return None
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"the tokenizer in {source} cannot be loaded: {error}") from error

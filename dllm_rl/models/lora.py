@@ -1,0 +1,71 @@
+"""LoRA by PEFT: a new adapter on a network, or one that was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import load_peft_weights
+
+from dllm_rl.errors import CheckpointError, ModelContractError
+
+
+def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = False) -> PeftModel:
+    """Wrap the network with a new adapter that changes nothing yet.
+
+    Adapter weights are float32 also on a half-precision base (PEFT's default). They are drawn from a generator of
+    their own, so equal arguments give equal adapters on every rank.
+
+    Args:
+        arguments: of `peft.LoraConfig`; `target_modules` is "all-linear" by default, which leaves the head out.
+        allow_dropout: whether `lora_dropout` may be positive. A ratio of probabilities computed under two different
+            dropout masks is noise, so only supervised training may ask for it.
+
+    Raises:
+        ModelContractError: for dropout where it is not allowed, unknown arguments, or an adapter on the output head.
+    """
+    if arguments.get("lora_dropout") and not allow_dropout:
+        raise ModelContractError(
+            f"lora_dropout is {arguments['lora_dropout']}; expected 0: log-probabilities under different dropout masks "
+            "cannot be compared. Only sft may use dropout"
+        )
+    try:
+        config = LoraConfig(**{"target_modules": "all-linear", **arguments})
+    except TypeError as error:
+        raise ModelContractError(f"lora has an argument that peft.LoraConfig does not take: {error}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wrapped = get_peft_model(network, config)
+    _refuse_head(wrapped)
+    return wrapped
+
+
+def load_adapter(network: Any, folder: str | Path, trainable: bool) -> PeftModel:
+    """Wrap the network with a saved adapter.
+
+    Raises:
+        CheckpointError: when the adapter is missing or does not fit the network tensor by tensor.
+    """
+    try:
+        wrapped = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
+        saved = set(load_peft_weights(str(folder), device="cpu"))
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"the adapter in {folder} cannot be loaded: {error}") from error
+    expected = set(get_peft_model_state_dict(wrapped))
+    if saved != expected:
+        raise CheckpointError(
+            f"the adapter in {folder} lacks {sorted(expected - saved)[:8]} and has {sorted(saved - expected)[:8]} "
+            "that the network has no place for; it was made for another model or under the published module names"
+        )
+    _refuse_head(wrapped)
+    return wrapped
+
+
+def _refuse_head(wrapped: PeftModel) -> None:
+    if isinstance(wrapped.get_base_model().lm_head, BaseTunerLayer):
+        raise ModelContractError(
+            "the adapter covers the output head, which scores tokens in chunks; remove lm_head from target_modules"
+        )

@@ -1,0 +1,112 @@
+"""Write a model so that the published modeling code can read it, and so that a failed write loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dllm_rl.errors import CheckpointError
+
+BASE = "base"
+"""Subfolder for the base of an adapter that no path or hub id leads to."""
+WEIGHT_FILES = (
+    "model*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_model.safetensors",
+    "adapter_config.json",
+)
+
+MODEL_CARD = """---
+library_name: peft
+base_model: {base}
+---
+# LoRA adapter of a diffusion language model
+
+Trained with `dllm_rl`. Module names are those of transformers, not those of the published modeling code. To load it:
+
+```python
+import dllm_rl
+
+model = dllm_rl.load_model({base!r}, adapter="this/folder")
+```
+
+or with plain PEFT on the same network:
+
+```python
+from peft import PeftModel
+
+network = PeftModel.from_pretrained(dllm_rl.load_model({base!r}).network, "this/folder")
+```
+
+For the published modeling code, rewrite the names first: `dllm-rl export --official-names`.
+"""
+
+
+def save(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+    """Write weights under their published names, the published configuration and the tokenizer.
+
+    A network with LoRA writes its adapter alone, under transformers' names; its base too when that was made in code and
+    could not be found again. Everything is written beside `folder` first: when that fails, `folder` is as it was.
+
+    Args:
+        state_dict: the whole network's tensors when they had to be gathered from several processes.
+
+    Raises:
+        CheckpointError: when the disk or the folder refuses the files.
+    """
+    scratch = folder.with_name(f".{folder.name}.writing")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        _write(network, tokenizer, scratch, state_dict)
+        _move(scratch, folder)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{folder} could not be written: {error}. What it held before is unchanged; free space or choose another "
+            "folder"
+        ) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
+    if isinstance(network, PeftModel):
+        base = network.get_base_model()
+        network.save_pretrained(str(folder), state_dict=state_dict)
+        (folder / "README.md").write_text(MODEL_CARD.format(base=base.name_or_path or "this/folder"))
+        if not base.name_or_path:
+            _write_base(network, folder / BASE)
+    else:
+        network.save_pretrained(str(folder), state_dict=state_dict)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(str(folder))
+
+
+def _write_base(network: PeftModel, folder: Path) -> None:
+    """The network under the adapter, as if it had never been wrapped."""
+    wrapped = network.get_base_model().state_dict()
+    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in wrapped.items() if ".lora_" not in name}
+    network.get_base_model().save_pretrained(str(folder), state_dict=tensors)
+
+
+def _move(scratch: Path, folder: Path) -> None:
+    """Put the finished files in place; into a folder that exists file by file, then drop weights they replace."""
+    if not folder.exists():
+        scratch.rename(folder)
+        return
+    written = {file.name for file in scratch.iterdir()}
+    for name in sorted(written):
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name)
+        os.replace(scratch / name, folder / name)
+    for pattern in WEIGHT_FILES:
+        for stale in folder.glob(pattern):
+            if stale.name not in written:
+                stale.unlink()
