@@ -7,7 +7,7 @@ To compare models, make the views once and score the same views under each of th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -17,6 +17,7 @@ from dllm_rl.diffusion.views import Sequences, Views
 from dllm_rl.rng import fold, uniform
 
 
+@runtime_checkable
 class Corruptor(Protocol):
     """Draws views of sequences. What a row gets depends on its key and its own tokens, not on batch or padding."""
 

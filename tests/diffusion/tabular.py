@@ -20,6 +20,7 @@ class Tabular:
         generator = torch.Generator().manual_seed(seed)
         self.spec = DiffusionSpec(mask_id=words, eos_ids=eos_ids, forbidden_ids=(words,))
         self.device = torch.device("cpu")
+        self.max_positions: int | None = longest
         self.size = words + 1
         self.tables = {
             n: 2.0 * torch.randn(self.size**n, n, self.size, generator=generator, dtype=torch.float64)
