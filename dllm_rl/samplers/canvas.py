@@ -48,10 +48,8 @@ class Canvas:
         return replace(self, tokens=tokens, hidden=hidden)
 
 
-def blank_canvas(
-    denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_length: int, keys: Int64[Tensor, " B"]
-) -> Canvas:
-    """Prompts followed by `gen_length` hidden positions.
+def refuse_overlong(denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_length: int) -> None:
+    """Check that there are prompts and that each leaves the model room for `gen_length` tokens.
 
     Raises:
         DataError: there are no prompts, or one is too long for the model.
@@ -60,11 +58,23 @@ def blank_canvas(
         raise DataError("no prompts to generate from; pass at least one")
     limit = denoiser.max_positions
     for row, prompt in enumerate(prompts):
-        if limit is not None and len(prompt) + gen_length > limit:
+        length = len(prompt) + gen_length
+        if limit is not None and length > limit:
             raise DataError(
-                f"prompt {row} has {len(prompt)} tokens, which with gen_length {gen_length} makes "
-                f"{len(prompt) + gen_length} positions; the model has {limit}. Shorten one or the other"
+                f"prompt {row} has {len(prompt)} tokens, which with gen_length {gen_length} makes {length} positions; "
+                f"the model has {limit}. Shorten one or the other"
             )
+
+
+def blank_canvas(
+    denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_length: int, keys: Int64[Tensor, " B"]
+) -> Canvas:
+    """Prompts followed by `gen_length` hidden positions.
+
+    Raises:
+        DataError: there are no prompts, or one is too long for the model.
+    """
+    refuse_overlong(denoiser, prompts, gen_length)
     spec = denoiser.spec
     blank = [[spec.mask_id] * gen_length] * len(prompts)
     pad_id = spec.eos_ids[0] if spec.eos_ids else spec.mask_id

@@ -1,0 +1,117 @@
+"""Engines write completions for the trainer and for evaluation; the one here runs in the same process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from dllm_rl.diffusion.trajectory import Trajectory
+from dllm_rl.errors import DataError
+from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.samplers.blocks import cut
+from dllm_rl.samplers.canvas import refuse_overlong
+from dllm_rl.samplers.generate import rollout
+from dllm_rl.samplers.presets import preset
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSettings:
+    """How completions are sampled; the arguments of `samplers.generate` without the prompts and the randomness."""
+
+    sampler: str = "rl"
+    gen_length: int = 256
+    steps: int | None = None
+    block_length: int | None = None
+    temperature: float = 1.0
+    cfg_scale: float = 0.0
+    options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class RolloutEngine(Protocol):
+    """Writes completions."""
+
+    @property
+    def returns_trajectory(self) -> bool:
+        """True if the trajectory tells when each token was written; otherwise only completions are to be trusted."""
+        ...
+
+    @property
+    def exact_logp(self) -> bool:
+        """True if `behaviour_logp` is the exact log-probability of what the engine did."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"], update: int = 0) -> Trajectory:
+        """Write one completion per prompt, in the order of the prompts.
+
+        Args:
+            keys: one per prompt; everything drawn for the prompt is folded from it.
+            update: version of the weights, to be recorded.
+        """
+        ...
+
+
+class LocalEngine:
+    """Samples with the model itself, `batch_size` prompts of similar length at a time.
+
+    What a row becomes depends on its prompt and its key, not on `batch_size` nor on the other rows.
+
+    Args:
+        batch_size: prompts per forward; None for all at once.
+
+    Raises:
+        RecipeError: unknown sampler or option, or lengths that do not divide.
+    """
+
+    def __init__(self, model: DiffusionModel, settings: RolloutSettings, batch_size: int | None = None) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; expected at least 1, or None for all prompts at once")
+        self.model = model
+        self.batch_size = batch_size
+        blocks = cut(settings.gen_length, settings.block_length, settings.steps)
+        chosen = preset(settings.sampler, settings.options)
+        self.sampler = chosen.build(model.spec, blocks, settings.temperature, settings.cfg_scale)
+
+    @property
+    def returns_trajectory(self) -> bool:
+        return True
+
+    @property
+    def exact_logp(self) -> bool:
+        """False for greedy decoding, which has no likelihood."""
+        return self.sampler.exactness != "none"
+
+    def generate(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"], update: int = 0) -> Trajectory:
+        """Write one completion per prompt, in the order of the prompts. See `RolloutEngine`.
+
+        Raises:
+            DataError: no prompts, not one key per prompt, or a prompt too long for the model.
+        """
+        if len(keys) != len(prompts):
+            raise DataError(f"{len(keys)} keys for {len(prompts)} prompts; expected one key per prompt")
+        refuse_overlong(self.model, prompts, self.sampler.blocks.gen_length)
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        size = self.batch_size or len(prompts)
+        with _evaluating(self.model.network):
+            parts = [
+                rollout(self.model, [prompts[row] for row in rows], self.sampler, keys[rows], update)
+                for rows in (by_length[start : start + size] for start in range(0, len(prompts), size))
+            ]
+        place = torch.tensor(by_length).argsort().tolist()
+        return Trajectory.concatenate(parts).select(place)
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
