@@ -1,0 +1,94 @@
+"""Rows of a recipe, as the trainer takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dllm_rl.errors import DataError
+from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.recipe.schema import DecodingSection, Recipe
+from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
+from dllm_rl.rollouts.rewards import RewardPanel, load_function
+from dllm_rl.rollouts.text import decode_until_eos
+from dllm_rl.toys.arithmetic import rows as arithmetic_rows
+from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Row, Text
+from dllm_rl.training.data import load_rows, pair_rows, prompt_rows, text_rows
+from dllm_rl.training.source import PairSource, RolloutSource, Source, TextSource
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Rows ready to train on."""
+
+    rows: Sequence[PromptRow] | Sequence[Pair] | Sequence[Text]
+
+
+def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
+    """Read, convert and check every row before anything is trained.
+
+    Raises:
+        DataError: a file, a column or a row cannot be used.
+    """
+    section = recipe.data
+    rows = _raw_rows(recipe)
+    if section.map is not None:
+        function = load_function(section.map, base)
+        rows = [function(row) for row in rows]
+    form = PromptFormat(model.tokenizer, section.prompt, section.system, section.path)
+    rule = LengthRule(
+        max_prompt=section.max_prompt_length,
+        max_total=model.max_positions,
+        completion=recipe.rollout.gen_length if recipe.rollout else 0,
+        drop=section.overlong == "drop",
+    )
+    if recipe.algorithm.source == "rollouts":
+        return Data(prompt_rows(rows, form, rule))
+    eos_id = model.spec.eos_ids[0]
+    if recipe.algorithm.source == "pairs":
+        return Data(pair_rows(rows, form, rule, eos_id))
+    return Data(text_rows(rows, form, rule, eos_id))
+
+
+def _raw_rows(recipe: Recipe) -> list[Row]:
+    section = recipe.data
+    scheme, _, toy = section.path.partition(":")
+    if scheme != "toy":
+        return load_rows(section.path, name=section.name, split=section.split, limit=section.limit)
+    if toy != "arithmetic":
+        raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
+    try:
+        return arithmetic_rows(section.split, **section.options)[: section.limit]
+    except TypeError as error:
+        raise DataError(f"data.options: {error}") from error
+
+
+def settings_of(section: DecodingSection) -> RolloutSettings:
+    """Decoding settings of a recipe's section."""
+    return RolloutSettings(
+        sampler=section.sampler,
+        gen_length=section.gen_length,
+        steps=section.steps,
+        block_length=section.block_length,
+        temperature=section.temperature,
+        cfg_scale=section.cfg_scale,
+        options=section.options,
+    )
+
+
+def make_source(recipe: Recipe, base: Path, data: Data, model: DiffusionModel, seed: int) -> Source:
+    """The source that the recipe's algorithm learns from."""
+    pad_id = model.spec.eos_ids[0]
+    rows: Any = data.rows
+    if recipe.algorithm.source == "text":
+        return TextSource(rows, seed, pad_id, model.device)
+    if recipe.algorithm.source == "pairs":
+        return PairSource(rows, seed, pad_id, model.device)
+    assert recipe.rollout is not None and recipe.reward is not None
+    engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
+    panel = RewardPanel.load(recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit)
+    return RolloutSource(
+        rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model)
+    )

@@ -1,0 +1,51 @@
+"""Micro-batches with made-up numbers, one per algorithm and setting that a recipe can name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from dllm_rl.algorithms import SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.diffusion.sequences import sequences_from_ids
+from dllm_rl.rng import sample_keys
+
+MASK = 6
+ELBO = {"type": "fixed_count"}
+ALGORITHMS: dict[str, Algorithm] = {
+    "sft": SFT(),
+    "sft_four_draws_per_token": SFT(num_draws=4, reduction="token"),
+    "vrpo": VRPO(num_draws=3, beta=0.7),
+    "vrpo_complementary_with_sft": VRPO(num_draws=4, corruption={"type": "complementary"}, sft_coefficient=0.3),
+    "diffu_grpo": DiffuGRPO(),
+    "diffu_grpo_released": DiffuGRPO(reduction="local_token"),
+    "diffu_grpo_elbo": DiffuGRPO(corruption=ELBO, num_draws=3, reduction="token", clip_low=0.2, clip_high=0.3),
+    "diffu_grpo_sequence": DiffuGRPO(ratio_level="sequence", kl_coefficient=0),
+    "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
+}
+
+
+def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
+    """Four sequences of different lengths; `moved`: the policy has left the behaviour policy."""
+    prompts = [[1, 2], [1, 2], [3], [3]]
+    completions = [[4, 5, 0], [5, 0], [1, 2, 3, 0], [4, 0]]
+    sequences = sequences_from_ids(prompts, completions, pad_id=0)
+    keys = sample_keys(3, torch.arange(4))
+    views = algorithm.views(sequences, keys, MASK)
+    generator = torch.Generator().manual_seed(1)
+    noise = lambda: -torch.rand(views.canvas.shape, generator=generator, dtype=torch.float64) * 3  # noqa: E731
+    batch = Batch(sequences, views)
+    if algorithm.source == "rollouts":
+        advantage = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=torch.float64)
+        batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else None)
+    if algorithm.needs_reference:
+        batch = replace(batch, reference_logp=noise() * views.scored)
+    if batch.behaviour_logp is not None:
+        batch = replace(batch, behaviour_logp=batch.behaviour_logp * views.scored)
+    return batch
+
+
+def make_scores(batch: Batch, seed: int = 2) -> Scores:
+    generator = torch.Generator().manual_seed(seed)
+    logp = -torch.rand(batch.views.canvas.shape, generator=generator, dtype=torch.float64) * 3 * batch.views.scored
+    return Scores(logp.requires_grad_(), torch.arange(len(batch.views)))

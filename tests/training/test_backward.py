@@ -1,0 +1,112 @@
+"""The grouped backward against one graph over all views, for every algorithm."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from dllm_rl.algorithms import Algorithm, Batch, Scores
+from dllm_rl.training.backward import backward, score_all, score_group, view_groups
+from tests.algorithms.cases import ALGORITHMS, make_batch
+from tests.training.small import SmallDenoiser
+
+EACH = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
+
+
+def _joint_gradient(algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser) -> tuple[float, list[torch.Tensor]]:
+    everything = torch.arange(len(batch.views))
+    loss = algorithm.loss(batch, Scores(score_group(denoiser, batch, everything).logp, everything)).total
+    return float(loss.detach()), list(torch.autograd.grad(loss, list(denoiser.parameters())))
+
+
+def _grouped(algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser, size: int, extra: int = 0) -> tuple[float, list[torch.Tensor]]:
+    denoiser.zero_grad()
+    num_groups = len(view_groups(len(batch.views), size)) + extra
+    losses = backward(
+        algorithm,
+        batch,
+        denoiser,
+        denoiser,
+        groups=view_groups(len(batch.views), size, num_groups),
+        scale=1.0,
+        group_context=lambda last: nullcontext(),
+        back_propagate=lambda objective: objective.backward(),
+    )
+    return float(sum(loss.total for loss in losses)), [p.grad.clone() for p in denoiser.parameters()]
+
+
+@EACH
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_grouped_backward_is_the_joint_graph(algorithm: Algorithm, size: int) -> None:
+    batch, denoiser = make_batch(algorithm), SmallDenoiser()
+    value, gradients = _joint_gradient(algorithm, batch, denoiser)
+    got_value, got = _grouped(algorithm, batch, denoiser, size)
+    assert got_value == pytest.approx(value, rel=1e-12)
+    for wanted, gradient in zip(gradients, got, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-10, atol=1e-12)
+
+
+@EACH
+def test_groups_that_keep_processes_in_step_change_nothing(algorithm: Algorithm) -> None:
+    batch, denoiser = make_batch(algorithm), SmallDenoiser()
+    value, gradients = _grouped(algorithm, batch, denoiser, 2)
+    padded_value, padded = _grouped(algorithm, batch, denoiser, 2, extra=3)
+    assert padded_value == value
+    for wanted, gradient in zip(gradients, padded, strict=True):
+        assert torch.equal(gradient, wanted)
+
+
+@EACH
+def test_only_one_group_is_in_a_graph_at_a_time(algorithm: Algorithm) -> None:
+    """When a group is back-propagated, every earlier group's graph has been freed."""
+    batch, denoiser = make_batch(algorithm), SmallDenoiser()
+    size, alive, peak = 2, [0], [0]
+
+    def count(rows: int) -> None:
+        alive[0] += rows
+        peak[0] = max(peak[0], alive[0])
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):  # type: ignore[no-untyped-def]
+            ctx.rows = len(x)
+            count(len(x))
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):  # type: ignore[no-untyped-def]
+            count(-ctx.rows)
+            return grad
+
+    score = denoiser.score
+    watched = lambda *args, **kw: score(*args, **kw)._replace(  # noqa: E731
+        logp=(lambda x: Watch.apply(x) if torch.is_grad_enabled() else x)(score(*args, **kw).logp)
+    )
+    denoiser.score = watched  # type: ignore[method-assign]
+    _grouped(algorithm, batch, denoiser, size)
+    assert peak[0] == size and alive[0] == 0
+
+
+def test_a_loss_that_is_a_sum_costs_one_forward_per_group_and_others_two() -> None:
+    for name, passes in (("sft", 1), ("diffu_grpo", 1), ("vrpo", 2), ("diffu_grpo_sequence_elbo", 2)):
+        batch, denoiser = make_batch(ALGORITHMS[name]), SmallDenoiser()
+        _grouped(ALGORITHMS[name], batch, denoiser, 2)
+        assert denoiser.forwards == passes * len(view_groups(len(batch.views), 2)), name
+
+
+def test_score_all_is_score_group_by_group_without_gradient() -> None:
+    batch, denoiser = make_batch(ALGORITHMS["vrpo"]), SmallDenoiser()
+    everything = score_group(denoiser, batch, torch.arange(len(batch.views))).logp
+    got = score_all(denoiser, batch, 5)
+    assert not got.requires_grad
+    torch.testing.assert_close(got, everything.detach())
+
+
+def test_view_groups_cover_every_view_once() -> None:
+    groups = view_groups(7, 3, num_groups=5)
+    assert torch.cat([g.view for g in groups if not g.padding]).tolist() == list(range(7))
+    assert [g.padding for g in groups] == [False, False, False, True, True]
+    with pytest.raises(ValueError, match="views_per_forward is 0"):
+        view_groups(7, 0)
