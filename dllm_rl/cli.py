@@ -1,0 +1,185 @@
+"""``dllm-rl run | check | show | generate | eval | export | cite``; commands import what they need when they run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dllm_rl.errors import DllmRlError, RecipeError
+
+if TYPE_CHECKING:
+    from dllm_rl.models.denoiser import DiffusionModel
+    from dllm_rl.recipe.build import RunResult
+    from dllm_rl.rollouts.engine import RolloutSettings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 2, after one line on stderr, for a mistake in what the user gave. Other failures raise.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.command(arguments)
+    except DllmRlError as error:
+        print(f"dllm-rl: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run_as_script(argv: Sequence[str]) -> int:
+    """Run the recipe ``argv[0]`` with the overrides after it, as ``python recipe.yaml key=value`` does."""
+    if sys.path and sys.path[0].endswith((".yaml", ".yml")):
+        del sys.path[0]  # the interpreter puts there the script it imports from
+    return main(["run", *argv])
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+
+    load_recipe(arguments.recipe, arguments.overrides)  # tells of a mistake at once, before anything heavy is imported
+    from dllm_rl.recipe.build import train
+
+    _recorded(train)(arguments.recipe, arguments.overrides)
+
+
+def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | None]:
+    """Under torchrun, put a failing rank's own traceback into the launcher's summary."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return function
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(function)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(f"{arguments.recipe}: {recipe.algorithm.type} of {recipe.model.path} on {recipe.data.path} is a valid recipe")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+    from dllm_rl.recipe.show import as_json, as_yaml
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(as_json(recipe) if arguments.format == "json" else as_yaml(recipe), end="")
+
+
+def _cite(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+
+    print(load_recipe(arguments.recipe, arguments.overrides).algorithm.citation)
+
+
+def _generate(arguments: argparse.Namespace) -> None:
+    prompt = _prompt(arguments)
+    from dllm_rl.rollouts.generate_text import generate_text
+
+    (written,) = generate_text(
+        _model(arguments), [prompt], _settings(arguments), chat=not arguments.raw, seed=arguments.seed
+    )
+    print(written.completion)
+    if not written.finished:
+        print(f"dllm-rl: no end of text within --gen-length {arguments.gen_length}", file=sys.stderr)
+
+
+def _prompt(arguments: argparse.Namespace) -> str:
+    if arguments.prompt_file is None:
+        prompt, name = str(arguments.prompt), "--prompt"
+    else:
+        file = Path(arguments.prompt_file)
+        if not file.is_file():
+            raise RecipeError(f"--prompt-file: no file {file}")
+        prompt, name = file.read_text(encoding="utf-8"), f"--prompt-file {file}"
+    if not prompt.strip():
+        raise RecipeError(f"{name}: the prompt is empty; give some text")
+    return prompt
+
+
+def _model(arguments: argparse.Namespace) -> DiffusionModel:
+    import torch
+
+    from dllm_rl.models.load import load_model
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return load_model(arguments.model, dtype=arguments.dtype, device=device)
+
+
+def _settings(arguments: argparse.Namespace) -> RolloutSettings:
+    from dllm_rl.rollouts.engine import RolloutSettings
+
+    return RolloutSettings(
+        sampler=arguments.sampler,
+        gen_length=arguments.gen_length,
+        steps=arguments.steps,
+        block_length=arguments.block_length,
+        temperature=arguments.temperature,
+        cfg_scale=arguments.cfg_scale,
+        options=_pairs("--option", arguments.option),
+    )
+
+
+def _pairs(flag: str, items: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` arguments as a dict; values are YAML 1.2."""
+    from dllm_rl.recipe.yaml12 import parse
+
+    pairs = {}
+    for item in items:
+        key, equals, value = item.partition("=")
+        if not key or not equals:
+            raise RecipeError(f"{flag} {item}: expected key=value")
+        pairs[key] = parse(value, f"{flag} {key}")
+    return pairs
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dllm-rl", description="Post-training of diffusion language models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        added.set_defaults(command=function)
+        return added
+
+    for name, function, text in (
+        ("run", _run, "train as a recipe says, in this process; `accelerate launch RECIPE` starts several"),
+        ("check", _check, "say what is wrong with a recipe, without loading anything"),
+        ("show", _show, "print a recipe with every default and what each value means"),
+        ("cite", _cite, "print the reference of a recipe's method, as BibTeX"),
+    ):
+        added = command(name, function, text)
+        added.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a run's recipe.json")
+        added.add_argument("overrides", metavar="KEY.PATH=VALUE", nargs="*", help="changes, such as train.max_steps=10")
+        if name == "show":
+            added.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    _add_generate(command("generate", _generate, "complete a prompt"))
+    return parser
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="hub id, folder of weights or folder of a run")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
+    prompt.add_argument("--prompt-file", metavar="FILE", help="a text file that is the prompt")
+    parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    _add_sampling(parser)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--sampler", default="llada", help="preset (default: %(default)s)")
+    parser.add_argument("--gen-length", type=int, default=256, help="tokens to write (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="denoising steps over all blocks (default: one per token)")
+    parser.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
+    parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: none)")
+    parser.add_argument("--option", metavar="KEY=VALUE", action="append", default=[], help="of the preset; repeatable")
+    parser.add_argument("--seed", type=int, default=0, help="of every draw (default: %(default)s)")
+    parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")
+    parser.add_argument("--device", help="such as cuda:0 (default: an accelerator if there is one)")
