@@ -48,7 +48,7 @@ def generate(
         temperature: 0 is greedy, for evaluation; such a rollout has no likelihood to learn from.
         cfg_scale: strength of classifier-free guidance; 0 is none.
         sample_ids: identity of each row, default 0, 1, ...; equal prompts with different ids get different texts.
-        options: of the preset; for "llada": remasking, logits_eos_inf, confidence_eos_eot_inf.
+        options: of the preset; for "llada": remasking, logits_eos_inf, confidence_eos_eot_inf, eot_id.
 
     Raises:
         RecipeError: unknown sampler or option, or numbers that do not divide.

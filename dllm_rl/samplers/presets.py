@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.diffusion.transform import Transform
@@ -34,12 +34,15 @@ class Llada:
     Source: Nie et al., https://arxiv.org/abs/2502.09992, generate.py.
     """
 
-    remasking: Literal["low_confidence", "random"] = "low_confidence"
-    """Order of writing: by the probability of the token drawn, or at random."""
+    remasking: str = "low_confidence"
+    """Order of writing: by the probability of the token drawn ("low_confidence"), or at random ("random")."""
     logits_eos_inf: bool = False
     """Never draw the end of sequence."""
     confidence_eos_eot_inf: bool = False
-    """Write ends of sequence and of turn last. The reference does this at temperature 0 only, by accident."""
+    """Write ends of sequence and of turn last: they are left out of the softmax that confidence is read from. The
+    reference does this at temperature 0 only, by accident."""
+    eot_id: int | None = None
+    """The end of turn that `confidence_eos_eot_inf` holds back (LLaDA: 126348); None if there is none."""
 
     def __post_init__(self) -> None:
         if self.remasking not in ("low_confidence", "random"):
@@ -47,7 +50,8 @@ class Llada:
 
     def build(self, spec: DiffusionSpec, blocks: Blocks, temperature: float, cfg_scale: float) -> Sampler:
         never = spec.eos_ids[:1] if self.logits_eos_inf else ()
-        last = spec.eos_ids if self.confidence_eos_eot_inf else ()
+        turn = () if self.eot_id is None else (self.eot_id,)
+        last = (*spec.eos_ids, *turn) if self.confidence_eos_eot_inf else ()
         score: Score = RandomOrder()
         if self.remasking == "low_confidence":
             score = DrawnProbability(ignored_ids=tuple(sorted({*never, *last})))
