@@ -82,7 +82,7 @@ def position_ids(attend: Attend, seen: Bool[Tensor, "B N"]) -> Int64[Tensor, "B 
         )
     if isinstance(attend, Tensor) and attend.dim() == 3:
         return torch.arange(seen.shape[1], device=seen.device).expand_as(seen)
-    counts = seen.unflatten(1, (halves, -1)).cumsum(2) - 1
+    counts = seen.reshape(len(seen), halves, seen.shape[1] // halves).cumsum(2) - 1
     return counts.clamp(min=0).flatten(1)
 
 

@@ -17,6 +17,7 @@ from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import ModelContractError
 from dllm_rl.models.attention import Attend, AttentionSpec, attention_mask, position_ids, seen_positions
 from dllm_rl.models.heads import widen
+from dllm_rl.models.save import save
 
 
 class DiffusionModel:
@@ -63,7 +64,8 @@ class DiffusionModel:
             positions: position ids; counted over attended positions by default.
         """
         everywhere = torch.ones(tokens.shape, dtype=torch.bool, device=tokens.device)
-        return self.logits_at(tokens, everywhere, attend, positions).unflatten(0, tokens.shape)
+        rows = self.logits_at(tokens, everywhere, attend, positions)
+        return rows.reshape(*tokens.shape, rows.shape[1])
 
     def logits_at(
         self,
@@ -109,7 +111,7 @@ class DiffusionModel:
                 or guidance without a prompt.
         """
         inputs = self._inputs(canvas, where, attend, None)
-        inputs.update(tokens=tokens[where], transform=transform, entropy=entropy)
+        inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
         if transform is not None:
             self._refuse_forbidden(inputs["tokens"], transform)
             if transform.cfg_scale:
@@ -131,11 +133,13 @@ class DiffusionModel:
             yield self._reference
         elif hasattr(self._bare, "disable_adapter"):
             trainable = [parameter for parameter in self._bare.parameters() if parameter.requires_grad]
-            with self._bare.disable_adapter():
-                yield self
-            self._bare.requires_grad_(False)  # switching adapters on again makes them all trainable
-            for parameter in trainable:
-                parameter.requires_grad_(True)
+            try:
+                with self._bare.disable_adapter():
+                    yield self
+            finally:  # switching adapters on again made all of them trainable
+                self._bare.requires_grad_(False)
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
         else:
             raise ModelContractError(
                 "the model has no adapter to switch off and no frozen copy; call make_reference_copy() before training"
@@ -148,9 +152,7 @@ class DiffusionModel:
         return self._reference
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Write weights, configuration and tokenizer; see `dllm_rl.models.save.save`."""
-        from dllm_rl.models.save import save
-
+        """Write weights (a LoRA model: its adapter), configuration and tokenizer; see `dllm_rl.models.save.save`."""
         save(self._bare, self.tokenizer, Path(folder), state_dict)
 
     def _inputs(
@@ -160,6 +162,10 @@ class DiffusionModel:
         attend: Attend,
         positions: Int64[Tensor, "B N"] | None,
     ) -> dict[str, Any]:
+        if where.shape != canvas.shape:
+            raise ModelContractError(
+                f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
+            )
         streams = 2 if isinstance(attend, AttentionSpec) and attend.kind == "two_stream" else 1
         if canvas.shape[1] > streams * self.max_positions:
             raise ModelContractError(

@@ -17,13 +17,13 @@ class Family:
     """The network's class; its `config_class` reads the checkpoint's config.json."""
     logit_shift: int = 0
     """1 when the output at position i predicts token i + 1."""
-    published_modules: tuple[tuple[str, str], ...] = ()
-    """Patterns of published module paths and the paths they have here, for adapters."""
+    weight_names: tuple[tuple[str, str], ...] = ()
+    """Patterns of published weight names, and the names here; empty where they are the same."""
 
 
 # By architecture, not by model type: LLaDA-MoE's configuration also calls itself "llada".
 FAMILIES: dict[str, Family] = {
-    llada.ARCHITECTURE: Family(llada.LLaDAModelLM, published_modules=llada.WEIGHT_NAMES),
+    llada.ARCHITECTURE: Family(llada.LLaDAModelLM, weight_names=llada.WEIGHT_NAMES),
 }
 
 

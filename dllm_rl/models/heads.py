@@ -25,7 +25,7 @@ class TokenHead(nn.Linear):
 
     rows_per_chunk: int = ROWS_PER_CHUNK
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         hidden: Float[Tensor, "*rows H"],
         tokens: Int64[Tensor, " T"] | None = None,
@@ -43,7 +43,9 @@ class TokenHead(nn.Linear):
         unconditional = hidden[:, :0] if unconditional is None else unconditional
         scores = [
             checkpoint(self._score_rows, *rows, transform, entropy, use_reentrant=False, preserve_rng_state=False)
-            for rows in zip(*(x.split(self.rows_per_chunk) for x in (hidden, tokens, unconditional)), strict=True)
+            for rows in zip(
+                *(torch.split(x, self.rows_per_chunk) for x in (hidden, tokens, unconditional)), strict=True
+            )
         ]
         logp, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return TokenScores(logp, entropies if entropy else None)

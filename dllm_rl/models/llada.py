@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import (
     AutoConfig,
@@ -13,7 +13,7 @@ from transformers import (
     LlamaForCausalLM,
 )
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightRenaming
+from transformers.core_model_loading import WeightConverter, WeightRenaming
 
 from dllm_rl.errors import ModelContractError
 from dllm_rl.models.heads import ScoresRows, TokenHead
@@ -48,6 +48,22 @@ PUBLISHED_FIELDS: dict[str, Any] = {
 }
 """Fields of the published configuration that Llama has no name for, with the values of LLaDA-8B."""
 
+LLADA_8B: dict[str, Any] = {
+    "vocab_size": 126464,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "use_cache": False,
+    "bos_token_id": None,
+    "eos_token_id": 126081,
+    "pad_token_id": 126081,
+    "mask_token_id": 126336,
+}
+"""Defaults under Llama's names, where they differ from Llama's own."""
+
 REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
     "alibi": (False,),
     "attention_layer_norm": (False,),
@@ -73,7 +89,7 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 LLAMA_ONLY = ("attention_bias", "head_dim", "is_causal", "mlp_bias", "pretraining_tp", "rope_parameters")
 
 
-class LladaConfig(LlamaConfig):
+class LladaConfig(LlamaConfig):  # type: ignore[no-untyped-call]
     """Configuration of LLaDA. Reads and writes the published field names; inside, Llama's names hold.
 
     `vocab_size` inside counts rows of the embedding, published as `embedding_size`; the published `vocab_size`, which
@@ -84,7 +100,7 @@ class LladaConfig(LlamaConfig):
     """
 
     model_type = "llada"
-    attribute_map = {
+    attribute_map: ClassVar[dict[str, str]] = {
         "activation_type": "hidden_act",
         "d_model": "hidden_size",
         "embedding_size": "vocab_size",
@@ -97,30 +113,20 @@ class LladaConfig(LlamaConfig):
         "weight_tying": "tie_word_embeddings",
     }
 
-    vocab_size: int = 126464
-    text_vocab_size: int | None = None
-    intermediate_size: int | None = 12288
-    max_position_embeddings: int = 4096
-    rms_norm_eps: float = 1e-5
-    use_cache: bool = False
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = 126081
-    pad_token_id: int | None = 126081
-    mask_token_id: int | None = 126336
-    is_causal: bool = False
+    text_vocab_size: int
+    mask_token_id: int | None
+    is_causal: bool
 
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.text_vocab_size = self.text_vocab_size or self.vocab_size
-        rows = kwargs.pop("embedding_size", None)
-        # Aliases given as arguments would be applied after everything below was derived from the defaults.
-        for published, name in self.attribute_map.items():
-            if published in kwargs:
-                setattr(self, name, kwargs.pop(published))
-        self.vocab_size = rows or self.vocab_size
-        kwargs = {**PUBLISHED_FIELDS, **kwargs}
-        if self.intermediate_size is None:
-            self.intermediate_size = kwargs["mlp_ratio"] * self.hidden_size
-        super().__post_init__(**kwargs)
+    def __init__(self, **fields: Any) -> None:
+        rows = fields.pop("embedding_size", None)
+        # Renamed here: transformers would apply the aliases after it derived other fields from the defaults.
+        named = {self.attribute_map.get(name, name): value for name, value in fields.items()}
+        values = {**LLADA_8B, **PUBLISHED_FIELDS, **named, "is_causal": False}
+        values.setdefault("text_vocab_size", values["vocab_size"])
+        values["vocab_size"] = rows or values["vocab_size"]
+        if values["intermediate_size"] is None:
+            values["intermediate_size"] = values["mlp_ratio"] * values["hidden_size"]
+        super().__init__(**values)
         self._refuse_unsupported()
 
     def _refuse_unsupported(self) -> None:
@@ -149,7 +155,7 @@ class LladaConfig(LlamaConfig):
         return published
 
 
-class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[misc]
+class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[no-untyped-call]
     """LLaDA under its published class name: position i predicts token i, every position sees every other.
 
     Logits equal the published modeling code's in float32. In bfloat16 the rotary angles are rounded once more than
@@ -163,7 +169,7 @@ class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[misc]
         self.lm_head = TokenHead(config.hidden_size, config.vocab_size, bias=False)
         # Llama declares the padding id to its embedding, which then gets no gradient. LLaDA pads with its EOS.
         self.model.embed_tokens.padding_idx = None
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -171,7 +177,7 @@ class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[misc]
         return False
 
 
-WEIGHT_NAMES = (
+WEIGHT_NAMES: tuple[tuple[str, str], ...] = (
     (r"^model\.transformer\.wte\.", "model.embed_tokens."),
     (r"^model\.transformer\.ln_f\.", "model.norm."),
     (r"^model\.transformer\.ff_out\.", "lm_head."),
@@ -193,7 +199,7 @@ def register() -> None:
     AutoConfig.register("llada", LladaConfig, exist_ok=True)
     for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
         auto.register(LladaConfig, LLaDAModelLM, exist_ok=True)
-    renamings = [WeightRenaming(published, name) for published, name in WEIGHT_NAMES]
+    renamings: list[WeightConverter | WeightRenaming] = [WeightRenaming(*names) for names in WEIGHT_NAMES]
     register_checkpoint_conversion_mapping(ARCHITECTURE, renamings, overwrite=True)
 
 

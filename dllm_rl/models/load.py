@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models.denoiser import DiffusionModel
-from dllm_rl.models.families import Family, family_of
+from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
 from dllm_rl.models.save import BASE
 from dllm_rl.models.spec import spec_of
@@ -56,14 +56,18 @@ def load_model(
         CheckpointError: when files are missing or do not belong together.
         ModelContractError: when the checkpoint asks for something this library does not compute.
     """
-    source = _resolve(path)
+    source = resolve(path)
     if (Path(source) / ADAPTER_CONFIG).is_file():
         if adapter is not None:
             raise CheckpointError(f"{source} is an adapter, and adapter={adapter} is another; give the base as path")
         source, adapter = _base_of(Path(source)), source
+    elif adapter is not None:
+        adapter = resolve(adapter)
     if lora is not None and adapter is not None:
         raise CheckpointError(f"got both lora and adapter={adapter}; a new adapter on top of another is not supported")
-    family, config = _config(source, revision)
+    fields = _fields(source, revision)
+    family = family_of(fields, source)
+    config = family.network.config_class.from_dict(fields)
     network = _network(
         family.network,
         config,
@@ -74,7 +78,7 @@ def load_model(
         attn_implementation=attn_implementation,
         quantization=quantization,
     )
-    tokens = _tokenizer(str(tokenizer or source), revision)
+    tokens = _tokenizer([tokenizer] if tokenizer else [adapter, source], revision)
     spec = spec_of(config, tokens, logit_shift=family.logit_shift)
     if adapter is not None:
         network = load_adapter(network, adapter, trainable)
@@ -83,14 +87,14 @@ def load_model(
     return DiffusionModel(network.eval(), spec, tokens)
 
 
-def _resolve(path: str | Path) -> str:
+def resolve(path: str | Path) -> str:
     """The folder that holds the weights, absolute, or a hub id as it is."""
     folder = Path(path)
     if folder.is_dir():
         final = folder / FINAL
         return str((final if final.is_dir() and not _holds_weights(folder) else folder).resolve())
     if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") != 1:
-        raise CheckpointError(f"there is no folder {path}; expected a checkpoint folder, a run's output or a hub id")
+        raise CheckpointError(f"there is no folder {path}; expected a checkpoint's folder, a run's output or a hub id")
     return str(path)
 
 
@@ -108,20 +112,28 @@ def _base_of(folder: Path) -> str:
             f"{folder}/{ADAPTER_CONFIG} names no base model; load_model(BASE, adapter={str(folder)!r})"
         )
     try:
-        return _resolve(base)
+        return resolve(base)
     except CheckpointError as error:
         raise CheckpointError(
             f"the adapter in {folder} was made on {base}, which is not there; load_model(BASE, adapter={str(folder)!r})"
         ) from error
 
 
-def _config(source: str, revision: str | None) -> tuple[Family, Any]:
+def base_config(folder: Path) -> tuple[dict[str, Any], str]:
+    """Fields of the config.json of an adapter's base, and where they are."""
+    base = _base_of(folder)
+    return _fields(base, None), base
+
+
+def _fields(source: str, revision: str | None) -> dict[str, Any]:
     try:
-        fields, _ = PreTrainedConfig.get_config_dict(source, revision=revision)
+        fields: dict[str, Any] = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
+        return fields
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{source} has no readable config.json: {error}") from error
-    family = family_of(fields, source)
-    return family, family.network.config_class.from_dict(fields)
+        raise CheckpointError(
+            f"{source} is no model: there is no readable config.json ({error}). Expected a folder in the published "
+            f"format, an adapter, the output of a finished run (with {FINAL}/ inside) or a hub id"
+        ) from error
 
 
 def _network(
@@ -163,15 +175,26 @@ def _network(
 def _quantization(name: str) -> BitsAndBytesConfig:
     if name != "nf4":
         raise CheckpointError(f"quantization is {name!r}; expected 'nf4'")
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+    )
 
 
-def _tokenizer(source: str, revision: str | None) -> Any | None:
-    """The tokenizer, or None where there are no files of one: only text commands need it."""
-    missing_is_none = {"_raise_exceptions_for_missing_entries": False}
-    if not any(cached_file(source, name, revision=revision, **missing_is_none) for name in TOKENIZER_FILES):
-        return None
-    try:
-        return AutoTokenizer.from_pretrained(source, revision=revision)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the tokenizer in {source} cannot be loaded: {error}") from error
+def _tokenizer(places: list[str | Path | None], revision: str | None) -> Any | None:
+    """The first tokenizer found, or None where there are no files of one: only text commands need it."""
+    for place in places:
+        if place is None or not _has_tokenizer(str(place), revision):
+            continue
+        try:
+            return AutoTokenizer.from_pretrained(str(place), revision=revision)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"the tokenizer in {place} cannot be loaded: {error}") from error
+    return None
+
+
+def _has_tokenizer(place: str, revision: str | None) -> bool:
+    found = (
+        cached_file(place, name, revision=revision, _raise_exceptions_for_missing_entries=False)
+        for name in TOKENIZER_FILES
+    )
+    return any(found)

@@ -91,9 +91,11 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
 
 def _write_base(network: PeftModel, folder: Path) -> None:
     """The network under the adapter, as if it had never been wrapped."""
-    wrapped = network.get_base_model().state_dict()
-    tensors = {name.replace(".base_layer.", "."): tensor for name, tensor in wrapped.items() if ".lora_" not in name}
-    network.get_base_model().save_pretrained(str(folder), state_dict=tensors)
+    base: Any = network.get_base_model()
+    tensors = {
+        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+    }
+    base.save_pretrained(str(folder), state_dict=tensors)
 
 
 def _move(scratch: Path, folder: Path) -> None:
