@@ -393,15 +393,11 @@ def test_the_public_estimates_carry_no_gradient_and_scored_views_do(model: Tabul
 def test_the_mean_gradient_of_the_estimate_is_the_gradient_of_the_exact_elbo(model: Tabular) -> None:
     table = model.tables[3].requires_grad_()
     tokens = [2, 0, 1]
-    exact = sum(
-        model.logits(torch.tensor([[3 if i in u else t for i, t in enumerate(tokens)]]))[0, i].log_softmax(-1)[
-            tokens[i]
-        ]
-        / (len(u) * math.comb(3, len(u)))
-        for size in (1, 2, 3)
-        for u in combinations(range(3), size)
-        for i in u
-    )
+    exact = torch.zeros((), dtype=torch.float64)
+    for hidden in [u for size in (1, 2, 3) for u in combinations(range(3), size)]:
+        canvas = torch.tensor([[3 if i in hidden else t for i, t in enumerate(tokens)]])
+        logp = model.logits(canvas)[0].log_softmax(-1)
+        exact = exact + sum(logp[i, tokens[i]] for i in hidden) / (len(hidden) * math.comb(3, len(hidden)))
     (expected,) = torch.autograd.grad(exact, table)
     sequences = sequences_from_ids([[]] * 4000, [tokens] * 4000, 0)
     views = Complementary().views(sequences, 2, sample_keys(0, torch.arange(4000)), 3)

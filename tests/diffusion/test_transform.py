@@ -56,7 +56,7 @@ def test_temperature_zero_has_no_log_probabilities() -> None:
 
 
 def test_a_negative_temperature_is_refused() -> None:
-    with pytest.raises(ValueError, match="temperature is -0.1"):
+    with pytest.raises(ValueError, match=r"temperature is -0\.1"):
         Transform(temperature=-0.1)
 
 
@@ -70,13 +70,8 @@ def test_guidance_moves_from_the_unconditional_past_the_conditional() -> None:
 
 def test_a_spec_knows_little_by_default() -> None:
     spec = DiffusionSpec(mask_id=5)
-    assert (spec.eos_ids, spec.logit_shift, spec.block_size, spec.noise, spec.forbidden_ids) == (
-        (),
-        0,
-        None,
-        "mask",
-        (),
-    )
+    assert (spec.eos_ids, spec.forbidden_ids) == ((), ())
+    assert (spec.logit_shift, spec.block_size, spec.noise) == (0, None, "mask")
 
 
 @pytest.mark.parametrize("package", ["diffusion", "objectives"])
