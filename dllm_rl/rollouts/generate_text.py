@@ -65,7 +65,7 @@ def generate_text(
 
 
 def _encode(tokenizer: Any, row: int, prompt: str, chat: bool) -> list[int]:
-    if not prompt:
+    if not prompt.strip():
         raise DataError(f"prompt {row} is empty; expected some text")
     if chat:
         message = [{"role": "user", "content": prompt}]

@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 import torch
 
-from dllm_rl.samplers import generate
+from dllm_rl.samplers.generate import generate
 from tests.samplers.oracle import Exact, Table, enumerate_rollouts, law_of_texts, steps_of, total_variation
 
 SAMPLERS = {

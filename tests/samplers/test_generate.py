@@ -7,7 +7,7 @@ import torch
 
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import DataError, ModelContractError, RecipeError
-from dllm_rl.samplers import generate
+from dllm_rl.samplers.generate import generate
 from tests.samplers.oracle import Table
 
 WAYS = [
