@@ -30,8 +30,8 @@ def score(task: str, completion: str, row: Mapping[str, Any], *, allow_unsandbox
     Args:
         task: gsm8k, math500, countdown, sudoku or arithmetic.
         completion: text of the model's turn.
-        row: the example. gsm8k and arithmetic: question, answer; math500: problem, answer; countdown: numbers, target or
-            input, output; sudoku: puzzle, solution, or Puzzle, Solution. Only what holds the gold answer is read.
+        row: the example. gsm8k and arithmetic: question, answer; math500: problem, answer; countdown: numbers,
+            target or input, output; sudoku: puzzle, solution or Puzzle, Solution. Only the gold answer is read.
         allow_unsandboxed: for tasks that run code; no task of this version does.
 
     Raises:

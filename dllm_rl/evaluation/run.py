@@ -1,0 +1,187 @@
+"""Running tasks: prompts to an engine, completions to scores, one record per example."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dllm_rl.errors import DataError, ModelContractError
+from dllm_rl.evaluation.metrics import EvalResult, Record
+from dllm_rl.evaluation.task import EvalTask, Example, load_task
+from dllm_rl.models.load import load_model
+from dllm_rl.rng import sample_keys
+from dllm_rl.rollouts.engine import LocalEngine, RolloutEngine, RolloutSettings
+from dllm_rl.rollouts.rows import read_rows
+from dllm_rl.rollouts.text import decoder, encode_prompt, prompt_text
+from dllm_rl.scoring.pool import POOL_SIZE
+
+Gather = Callable[[list[Record]], list[Record]]
+
+
+def run_task(
+    engine: RolloutEngine,
+    tokenizer: Any,
+    task: EvalTask,
+    *,
+    eos_ids: Sequence[int],
+    limit: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    rank: int = 0,
+    world: int = 1,
+    gather: Gather = list,
+    out: Path | None = None,
+) -> EvalResult:
+    """Let an engine answer a task.
+
+    Args:
+        tokenizer: encodes prompts (by its chat template if it has one) and decodes completions.
+        eos_ids: a completion is read up to the first of these.
+        limit: use only the first examples.
+        batch_size: prompts per call of the engine.
+        seed: example i is answered with the key of (seed, i), whatever the batch size and the world.
+        rank: of this process; examples rank, rank + world, ... are answered here. Every process makes equally many
+            calls: one that runs out of examples answers the last one again, which is dropped.
+        gather: records of all processes, from this process's own (`accelerate.utils.gather_object`).
+        out: file for one JSON object per example; rank 0 writes it.
+
+    Returns:
+        The whole task's result, on every process.
+
+    Raises:
+        DataError: the task has no examples, or one cannot be used.
+    """
+    examples = list(task.examples())[:limit]
+    if not examples:
+        raise DataError(f"task {task.name}: no examples (limit is {limit}); expected at least one")
+    rounds = -(-len(examples) // world)
+    mine = [min(rank + turn * world, len(examples) - 1) for turn in range(rounds)]
+    decode = decoder(tokenizer, eos_ids)
+    records = []
+    for start in range(0, rounds, batch_size):
+        places = mine[start : start + batch_size]
+        prompts = [task.prompt(examples[place]) for place in places]
+        keys = sample_keys(seed, torch.tensor(places))
+        written = engine.generate([encode_prompt(tokenizer, prompt) for prompt in prompts], keys)
+        texts = [decode(ids) for ids in written.completions]
+        records += _judge(task, examples, places, [prompt_text(p) for p in prompts], texts, written.nfe)
+    result = _merged(gather(records), len(examples), task)
+    if out is not None and rank == 0:
+        write_records(out, result.records)
+    return result
+
+
+def _judge(
+    task: EvalTask,
+    examples: Sequence[Example],
+    places: Sequence[int],
+    prompts: Sequence[str],
+    texts: Sequence[str],
+    nfe: Sequence[int | None],
+) -> list[Record]:
+    with ThreadPoolExecutor(POOL_SIZE) as threads:
+        scores = list(threads.map(lambda place, text: task.score(examples[place], text), places, texts))
+    return [
+        Record(place, prompt, text, score.answer, score.value, score.explanation, count)
+        for place, prompt, text, score, count in zip(places, prompts, texts, scores, nfe, strict=True)
+    ]
+
+
+def _merged(records: Sequence[Record], num_examples: int, task: EvalTask) -> EvalResult:
+    """One record per example, in order; repeats of an example are equal, as its key is."""
+    by_index = {record.index: record for record in records}
+    if sorted(by_index) != list(range(num_examples)):
+        missing = sorted(set(range(num_examples)) - set(by_index))
+        raise DataError(f"task {task.name}: no record of example {missing[0]}; expected one of each from all processes")
+    ordered = tuple(by_index[index] for index in range(num_examples))
+    return EvalResult([record.score for record in ordered], ordered)
+
+
+def write_records(file: Path, records: Sequence[Record]) -> None:
+    """One JSON object a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(asdict(record)) + "\n" for record in records), encoding="utf-8")
+
+
+def evaluate_model(
+    path: str,
+    tasks: Sequence[str],
+    settings: RolloutSettings,
+    *,
+    data: str | None = None,
+    limit: int | None = None,
+    batch_size: int = 64,
+    seed: int = 0,
+    dtype: str = "auto",
+    device: str = "cpu",
+    out: Path | None = None,
+) -> dict[str, EvalResult]:
+    """Load a model and let it answer tasks; `dllm-rl eval`.
+
+    Args:
+        path: of the model, as `load_model` takes it.
+        tasks: see `load_task`.
+        settings: how completions are sampled.
+        data: local file with the rows, when there is a single task.
+        out: folder for TASK.jsonl, one line per example.
+
+    Raises:
+        DataError: rows were given for several tasks, or cannot be used.
+        ModelContractError: the model has no tokenizer.
+    """
+    if data is not None and len(tasks) != 1:
+        raise DataError(f"rows from {data} were given for {len(tasks)} tasks ({', '.join(tasks)}); expected one task")
+    loaded = [load_task(task, data) for task in tasks]
+    model = load_model(path, dtype=dtype, device=device)
+    if model.tokenizer is None:
+        raise ModelContractError(f"{path} has no tokenizer files, which evaluation needs; put them beside the weights")
+    engine = LocalEngine(model, settings, batch_size)
+    return {
+        task.name: run_task(
+            engine,
+            model.tokenizer,
+            task,
+            eos_ids=model.spec.eos_ids,
+            limit=limit,
+            batch_size=batch_size,
+            seed=seed,
+            out=out / f"{task.name}.jsonl" if out is not None else None,
+        )
+        for task in loaded
+    }
+
+
+def score_file(reference: str, file: Path, data: str | None = None, out: Path | None = None) -> EvalResult:
+    """Score completions that are already in a file, without a model.
+
+    Args:
+        reference: of the task; see `load_task`.
+        file: .jsonl whose lines have `completion` and `index` (its example's place), as `run_task` writes them.
+        data: local file with the task's rows; None: the task's own source.
+        out: file for the new records.
+
+    Raises:
+        DataError: a line lacks a field or names an example that the task does not have.
+    """
+    task = load_task(reference, data)
+    examples = list(task.examples())
+    lines = read_rows(file)
+    for number, line in enumerate(lines, start=1):
+        index = line.get("index")
+        if not isinstance(line.get("completion"), str) or not isinstance(index, int) or not 0 <= index < len(examples):
+            raise DataError(
+                f"{file}, line {number}: expected completion (text) and index (0 to {len(examples) - 1}), "
+                f"found {line!r}"
+            )
+    places = [line["index"] for line in lines]
+    prompts = [prompt_text(task.prompt(examples[place])) for place in places]
+    records = _judge(task, examples, places, prompts, [line["completion"] for line in lines], [None] * len(lines))
+    if out is not None:
+        write_records(out, records)
+    return EvalResult([record.score for record in records], tuple(records))

@@ -1,0 +1,114 @@
+"""Calling foreign functions with a deadline, so that a function that hangs becomes an error with its name.
+
+A call runs in a daemon thread: sleeps, network waits and pure Python loops leave the caller alive to report and exit.
+Code that hangs without releasing the interpreter's lock (one huge power, a regular expression that explodes) stops
+every thread; for that, `faulthandler` prints where it hangs and ends the process, `GRACE_SECONDS` after the deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import faulthandler
+import inspect
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any
+
+GRACE_SECONDS = 30.0
+_STDERR = 2
+
+
+class Call:
+    """A call under way."""
+
+    def __init__(self, name: str, future: Future[Any], thread: threading.Thread) -> None:
+        self.name = name
+        self.started = time.monotonic()
+        self._future = future
+        self._thread = thread
+
+    def result(self, seconds: float) -> Any:
+        """What the function returns; raises what it raises.
+
+        Args:
+            seconds: allowed since the start of the call.
+
+        Raises:
+            TimeoutError: it did not return in time. It may run on until the process ends.
+        """
+        left = max(0.0, self.started + seconds - time.monotonic())
+        faulthandler.dump_traceback_later(left + GRACE_SECONDS, exit=True, file=_STDERR)
+        try:
+            done = threading.Event()
+            self._future.add_done_callback(lambda _: done.set())
+            if not done.wait(left):
+                raise TimeoutError
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        try:
+            return self._future.result()
+        except TimeoutError as error:  # the function's own, not ours
+            raise RuntimeError(f"TimeoutError: {error}") from error
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+    def place(self) -> str:
+        """Where the thread of the call is now."""
+        frame = sys._current_frames().get(self._thread.ident or -1)
+        return f"at {_site(traceback.extract_stack(frame)[-1])}" if frame is not None else "no longer running"
+
+    def raised_at(self, error: BaseException) -> str:
+        """Where an error of the call came from."""
+        frames = traceback.extract_tb(error.__traceback__)
+        return f"at {_site(frames[-1])}" if frames else "at an unknown place"
+
+
+def _site(frame: traceback.FrameSummary) -> str:
+    return f"{frame.filename}:{frame.lineno} in {frame.name}"
+
+
+def is_async(function: Callable[..., Any]) -> bool:
+    """Whether calling it gives a coroutine: an `async def`, or an object whose `__call__` is one."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
+
+
+def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Call:
+    """Call `function(**arguments)`: in a new thread, or on the shared event loop if it is asynchronous."""
+    if is_async(function):
+        loop, thread = _event_loop()
+        return Call(name, asyncio.run_coroutine_threadsafe(function(**arguments), loop), thread)
+    future: Future[Any] = Future()
+    context = contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            future.set_result(context.run(function, **arguments))
+        except BaseException as error:  # a function that calls sys.exit must not vanish in a thread
+            future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
+
+    thread = threading.Thread(target=run, name=f"reward {name}", daemon=True)
+    call = Call(name, future, thread)
+    thread.start()
+    return call
+
+
+_lock = threading.Lock()
+_shared: tuple[asyncio.AbstractEventLoop, threading.Thread] | None = None
+
+
+def _event_loop() -> tuple[asyncio.AbstractEventLoop, threading.Thread]:
+    """One loop for every asynchronous call of the process: clients that they keep stay bound to it."""
+    global _shared
+    with _lock:
+        if _shared is None:
+            loop = asyncio.new_event_loop()
+            thread = threading.Thread(target=loop.run_forever, name="async rewards", daemon=True)
+            thread.start()
+            _shared = loop, thread
+        return _shared

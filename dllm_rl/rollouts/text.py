@@ -1,0 +1,49 @@
+"""Between text and ids: prompts in, completions out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dllm_rl.errors import ModelContractError
+
+if TYPE_CHECKING:
+    from dllm_rl.models.denoiser import DiffusionModel
+
+Prompt = str | Sequence[Mapping[str, str]]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
+    """Ids of a prompt: messages by the tokenizer's chat template if it has one, else their contents as plain text."""
+    if not isinstance(prompt, str) and tokenizer.chat_template is not None:
+        prompt = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+    return list(tokenizer(prompt_text(prompt), add_special_tokens=False)["input_ids"])
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A prompt as plain text: the contents of its messages with an empty line between them."""
+    return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
+
+
+def decoder(tokenizer: Any, eos_ids: Sequence[int]) -> Callable[[Sequence[int]], str]:
+    """Text of a completion's ids up to the first of `eos_ids`, without special tokens."""
+    ends = frozenset(eos_ids)
+
+    def decode(ids: Sequence[int]) -> str:
+        end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        return str(tokenizer.decode(list(ids[:end]), skip_special_tokens=True))
+
+    return decode
+
+
+def decode_until_eos(model: DiffusionModel) -> Callable[[Sequence[int]], str]:
+    """The `decoder` of a model's completions.
+
+    Raises:
+        ModelContractError: the model came without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ModelContractError(
+            "the model's folder has no tokenizer files, which text needs; put them beside the weights"
+        )
+    return decoder(model.tokenizer, model.spec.eos_ids)

@@ -1,0 +1,39 @@
+"""Countdown, zero-shot. Columns: numbers and target, or input ("a,b,c") and output.
+
+Without local rows: the last 500 of the public set (three or four numbers), which d1 (https://arxiv.org/abs/2504.12216)
+kept from training. The paper's numbers are on 256 other problems, in a file of its own.
+"""
+
+from dllm_rl import score
+from dllm_rl.rollouts.rows import read_rows
+from dllm_rl.scoring.countdown import read_row
+
+PROMPT = """\
+Using only the numbers {numbers}, make an arithmetic expression that equals {target}. Use every number exactly once; \
+you may use +, -, *, / and parentheses.
+
+Think step by step between <reasoning> and </reasoning>. Then give the expression, and nothing else, between \
+<answer> and </answer>."""
+
+
+class Task:
+    """Problems of a local file, or the public ones."""
+
+    name = "countdown"
+    version = 1
+
+    def __init__(self, data=None):
+        self.data = data
+
+    def examples(self):
+        if self.data is not None:
+            return read_rows(self.data)
+        rows = read_rows("Jiayi-Pan/Countdown-Tasks-3to4", split="train[-500:]")
+        return [{"numbers": row["nums"], "target": row["target"]} for row in rows]
+
+    def prompt(self, example):
+        numbers, target = read_row(example)
+        return [{"role": "user", "content": PROMPT.format(numbers=", ".join(map(str, numbers)), target=target)}]
+
+    def score(self, example, completion):
+        return score("countdown", completion, example)

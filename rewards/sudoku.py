@@ -1,0 +1,22 @@
+"""Rewards for Sudoku. Columns: puzzle and solution, or Puzzle and Solution; digits as text, 0 for empty."""
+
+from dllm_rl import score
+from dllm_rl.scoring.answers import text_of
+
+NAMES = ("puzzle", "solution", "Puzzle", "Solution")
+
+
+def cells(completions, **columns):
+    """The share of empty cells that are right."""
+    pairs = zip(completions, _rows(columns), strict=True)
+    return [score("sudoku", text_of(completion), row).value for completion, row in pairs]
+
+
+def solved(completions, **columns):
+    """1 for a solved puzzle, else 0."""
+    return [float(share == 1.0) for share in cells(completions, **columns)]
+
+
+def _rows(columns):
+    given = {name: columns[name] for name in NAMES if name in columns}
+    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
