@@ -13,7 +13,6 @@ from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel, load_function
 from dllm_rl.rollouts.text import decode_until_eos
-from dllm_rl.toys.arithmetic import rows as arithmetic_rows
 from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Row, Text
 from dllm_rl.training.data import load_rows, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.source import PairSource, RolloutSource, Source, TextSource
@@ -59,6 +58,8 @@ def _raw_rows(recipe: Recipe) -> list[Row]:
         return load_rows(section.path, name=section.name, split=section.split, limit=section.limit)
     if toy != "arithmetic":
         raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
+    from dllm_rl.toys.arithmetic import rows as arithmetic_rows
+
     try:
         return arithmetic_rows(section.split, **section.options)[: section.limit]
     except TypeError as error:

@@ -161,16 +161,19 @@ class PromptFormat:
 
     def ids(self, prompt: str | Messages) -> list[int]:
         if isinstance(prompt, str):
-            encoded: list[int] = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-            return encoded
-        text = self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return self._encode(prompt)
+        return self._encode(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        except Exception as error:  # the tokenizers library raises bare exceptions
+            raise DataError(f"{self.source}: the tokenizer cannot encode {text[:60]!r}: {error}") from error
 
     def completion_ids(self, completion: str | Messages, *, chat: bool, eos_id: int) -> list[int]:
         """The text, its end-of-turn token if it answers a chat, and exactly one EOS."""
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        return [*ids, *(self._end_of_turn() if chat else ()), eos_id]
+        return [*self._encode(text), *(self._end_of_turn() if chat else ()), eos_id]
 
     def _end_of_turn(self) -> list[int]:
         vocabulary = self.tokenizer.get_vocab()

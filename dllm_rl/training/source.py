@@ -53,7 +53,9 @@ class Harvest:
 class Source(Protocol):
     """Makes the material of a window; a pure function of (seed, window, layout) and, for rollouts, of the weights."""
 
-    def harvest(self, window: int, layout: Layout) -> Harvest: ...
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
+        """Material of a window that opens before `update` + 1."""
+        ...
 
 
 def _visits(seed: int, window: int, layout: Layout, micro_batch: int, num_rows: int) -> list[Visit]:
@@ -69,7 +71,7 @@ class TextSource:
     pad_id: int
     device: torch.device
 
-    def harvest(self, window: int, layout: Layout) -> Harvest:
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
         material = []
         for micro_batch in range(layout.num_micro_batches):
             visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
@@ -88,7 +90,7 @@ class PairSource:
     pad_id: int
     device: torch.device
 
-    def harvest(self, window: int, layout: Layout) -> Harvest:
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
         material = []
         for micro_batch in range(layout.num_micro_batches):
             visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
@@ -118,7 +120,7 @@ class RolloutSource:
     num_generations: int
     decode: Decoder
 
-    def harvest(self, window: int, layout: Layout) -> Harvest:
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
         visits = [
             visit
             for micro_batch in range(layout.num_micro_batches)
@@ -126,10 +128,14 @@ class RolloutSource:
         ]
         rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
         keys = visit_keys(self.seed, visits, self.num_generations)
-        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"))
+        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
         texts = [self.decode(ids) for ids in trajectory.completions]
         judged = self.panel(
-            [row.prompt for row in rows], [row.as_completion(text) for text in texts], trajectory.completions, _columns(rows)
+            [row.prompt for row in rows],
+            [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
+            trajectory.completions,
+            _columns(rows),
+            update=update + 1,
         )
         reward = torch.tensor(judged.total, dtype=torch.float64).view(len(visits), self.num_generations)
         advantage = self.algorithm.advantages(reward)

@@ -145,7 +145,7 @@ class DiffusionTrainer(Trainer):
 
     def _open(self, window: int, num_batches: int) -> Window:
         with _without_training(self.model):
-            harvest = self.source.harvest(window, self.layout)
+            harvest = self.source.harvest(window, self.layout, self.state.global_step)
             batches = [
                 [
                     self._batch(material, iteration, micro_batch, num_batches)
