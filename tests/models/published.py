@@ -1,4 +1,4 @@
-"""LLaDA written out from its description, with the published parameter names: an oracle that shares no code with ours."""
+"""LLaDA written out from its description under the published parameter names: an oracle without our code."""
 
 from __future__ import annotations
 
