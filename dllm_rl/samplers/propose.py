@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,9 +35,15 @@ class Proposal:
         return Proposal(self.row[which], self.index[which], self.logits[which], self.key[which])
 
     def split(self) -> list[Proposal]:
-        """The proposal in chunks small enough for float64."""
+        """The proposal in chunks small enough for float64 and for copies of the logits."""
         parts = (torch.split(part, POSITIONS_PER_CHUNK) for part in (self.row, self.index, self.logits, self.key))
         return [Proposal(*chunk) for chunk in zip(*parts, strict=True)]
+
+    def gather(self, of_tokens: Callable[[Proposal], Tensor], token: Int64[Tensor, " T"]) -> Float[Tensor, " T"]:
+        """What `of_tokens`, a [T, V] table computed in chunks, holds for one token per position."""
+        tokens = torch.split(token, POSITIONS_PER_CHUNK)
+        chunks = zip(self.split(), tokens, strict=True)
+        return torch.cat([of_tokens(part).gather(-1, column[:, None])[:, 0] for part, column in chunks])
 
 
 def propose(
@@ -75,14 +82,14 @@ def draw(proposal: Proposal, transform: Transform) -> Draw:
 
     In lower precision the noise has so few values that the tail of a large vocabulary is never drawn.
     """
-    if transform.temperature == 0:
-        token = transform.permitted(proposal.logits).argmax(dim=-1)
-        return Draw(token, torch.full(token.shape, float("nan"), dtype=torch.float64, device=token.device))
     draws = [_draw_chunk(chunk, transform) for chunk in proposal.split()]
     return Draw(torch.cat([part.token for part in draws]), torch.cat([part.logq for part in draws]))
 
 
 def _draw_chunk(proposal: Proposal, transform: Transform) -> Draw:
+    if transform.temperature == 0:
+        greedy = transform.permitted(proposal.logits).argmax(dim=-1)
+        return Draw(greedy, torch.full(greedy.shape, float("nan"), dtype=torch.float64, device=greedy.device))
     logq = transform.log_probs(proposal.logits.to(torch.float64))
     uniform = rng.uniform(rng.fold(proposal.key, "token"), 1)
     cumulative = logq.exp().cumsum(dim=-1)

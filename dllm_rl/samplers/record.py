@@ -35,7 +35,7 @@ class Recorder:
 
     def write(self, proposal: Proposal, draw: Draw, conf: Float[Tensor, " C"]) -> None:
         """Tokens written by the last forward; the proposal is that of the written positions only."""
-        logp = torch.log_softmax(proposal.logits.to(torch.float64), dim=-1).gather(-1, draw.token[:, None])[:, 0]
+        logp = proposal.gather(lambda part: torch.log_softmax(part.logits.to(torch.float64), dim=-1), draw.token)
         self._events.append(
             Events(
                 row=proposal.row,

@@ -49,7 +49,7 @@ def _count(row: Int64[Tensor, " T"], num_rows: int) -> Int64[Tensor, " B"]:
 
 @dataclass(frozen=True, slots=True)
 class MaxProbability:
-    """Probability of the likeliest permitted token at temperature 1: known before anything is drawn.
+    """Log-probability of the likeliest permitted token at temperature 1: known before anything is drawn.
 
     The order is then a function of the canvas, and one token per step leaves an exact model's joint distribution as it
     is; the log-probability of a rollout is the sum over its tokens.
@@ -62,7 +62,7 @@ class MaxProbability:
 
     def __call__(self, proposal: Proposal, draw: Draw | None) -> Float[Tensor, " T"]:
         permitted = Transform(forbidden_ids=self.forbidden_ids)
-        return permitted.log_probs(proposal.logits).amax(dim=-1)
+        return torch.cat([permitted.log_probs(part.logits).amax(dim=-1) for part in proposal.split()])
 
     def selection_logp(
         self,
@@ -118,7 +118,7 @@ class DrawnProbability:
 
     def __call__(self, proposal: Proposal, draw: Draw | None) -> Float[Tensor, " T"]:
         assert draw is not None, "this score reads the draw"
-        return self.of_tokens(proposal).gather(-1, draw.token[:, None])[:, 0]
+        return proposal.gather(self.of_tokens, draw.token)
 
     def selection_logp(
         self,
