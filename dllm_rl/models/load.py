@@ -78,7 +78,7 @@ def load_model(
         attn_implementation=attn_implementation,
         quantization=quantization,
     )
-    tokens = _tokenizer([tokenizer] if tokenizer else [adapter, source], revision)
+    tokens = _tokenizer([tokenizer] if tokenizer else [adapter, source], revision, required=tokenizer is not None)
     spec = spec_of(config, tokens, logit_shift=family.logit_shift)
     if adapter is not None:
         network = load_adapter(network, adapter, trainable)
@@ -128,12 +128,14 @@ def base_config(folder: Path) -> tuple[dict[str, Any], str]:
 def _fields(source: str, revision: str | None) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
-        return fields
     except (OSError, ValueError) as error:
+        raise CheckpointError(f"the config.json of {source} cannot be read: {error}") from error
+    if not fields:
         raise CheckpointError(
-            f"{source} is no model: there is no readable config.json ({error}). Expected a folder in the published "
-            f"format, an adapter, the output of a finished run (with {FINAL}/ inside) or a hub id"
-        ) from error
+            f"{source} is no model: there is no config.json. Expected a folder in the published format, an adapter, "
+            f"the output of a finished run (with {FINAL}/ inside) or a hub id"
+        )
+    return fields
 
 
 def _network(
@@ -180,7 +182,7 @@ def _quantization(name: str) -> BitsAndBytesConfig:
     )
 
 
-def _tokenizer(places: list[str | Path | None], revision: str | None) -> Any | None:
+def _tokenizer(places: list[str | Path | None], revision: str | None, *, required: bool) -> Any | None:
     """The first tokenizer found, or None where there are no files of one: only text commands need it."""
     for place in places:
         if place is None or not _has_tokenizer(str(place), revision):
@@ -189,6 +191,8 @@ def _tokenizer(places: list[str | Path | None], revision: str | None) -> Any | N
             return AutoTokenizer.from_pretrained(str(place), revision=revision)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the tokenizer in {place} cannot be loaded: {error}") from error
+    if required:
+        raise CheckpointError(f"there is no tokenizer in {places[0]}; expected {' or '.join(TOKENIZER_FILES)}")
     return None
 
 

@@ -32,13 +32,12 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
             f"lora_dropout is {arguments['lora_dropout']}; expected 0: log-probabilities under different dropout masks "
             "cannot be compared. Only sft may use dropout"
         )
-    try:
-        config = LoraConfig(**{"target_modules": "all-linear", **arguments})
-    except TypeError as error:
-        raise ModelContractError(f"lora has an argument that peft.LoraConfig does not take: {error}") from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        wrapped = get_peft_model(network, config)
+        try:
+            wrapped = get_peft_model(network, LoraConfig(**{"target_modules": "all-linear", **arguments}))
+        except (TypeError, ValueError) as error:
+            raise ModelContractError(f"lora={arguments} does not make an adapter for this network: {error}") from error
     _refuse_head(wrapped)
     return wrapped
 

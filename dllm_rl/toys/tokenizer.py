@@ -16,7 +16,7 @@ PLAIN_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor
 LLADA_TEMPLATE = (
     "{% for message in messages %}{% if loop.first %}" + BOS + "{% endif %}"
     f"{HEADER_START}{{{{ message['role'] }}}}{HEADER_END}\n\n{{{{ message['content'] | trim }}}}{EOT}"
-    f"{{% endfor %}}{HEADER_START}assistant{HEADER_END}\n\n"
+    f"{{% endfor %}}{HEADER_START}assistant{HEADER_END}{{{{ '\\n\\n' }}}}"  # a bare line end would be trimmed
 )
 """LLaDA-Instruct's layout, which always ends with the assistant's header."""
 
