@@ -29,6 +29,10 @@ lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
 
+# Every number and figure of results/, from the scripts in benchmarks/.
+results: .venv/.installed
+	$(PY) -m benchmarks
+
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed
 	$(PY) -m tests.tools.mutants

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dllm_rl.errors import DllmRlError, RecipeError
 
 if TYPE_CHECKING:
+    from dllm_rl.evaluation.metrics import EvalResult
     from dllm_rl.models.denoiser import DiffusionModel
     from dllm_rl.recipe.build import RunResult
     from dllm_rl.rollouts.engine import RolloutSettings
@@ -58,10 +59,13 @@ def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | N
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.check import check
     from dllm_rl.recipe.load import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    print(f"{arguments.recipe}: {recipe.algorithm.type} of {recipe.model.path} on {recipe.data.path} is a valid recipe")
+    for line in check(recipe, Path(arguments.recipe).resolve().parent):
+        print(line)
+    print(f"{arguments.recipe}: a valid recipe, {recipe.algorithm.type} of {recipe.model.path} on {recipe.data.path}")
 
 
 def _show(arguments: argparse.Namespace) -> None:
@@ -104,17 +108,22 @@ def _prompt(arguments: argparse.Namespace) -> str:
 
 
 def _model(arguments: argparse.Namespace) -> DiffusionModel:
-    import torch
-
     from dllm_rl.models.load import load_model
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return load_model(arguments.model, dtype=arguments.dtype, device=device)
+    return load_model(arguments.model, dtype=arguments.dtype, device=_device(arguments))
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    import torch
+
+    return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _settings(arguments: argparse.Namespace) -> RolloutSettings:
+    from dllm_rl.recipe.yaml12 import parse
     from dllm_rl.rollouts.engine import RolloutSettings
 
+    options = _pairs("--option", arguments.option)
     return RolloutSettings(
         sampler=arguments.sampler,
         gen_length=arguments.gen_length,
@@ -122,20 +131,70 @@ def _settings(arguments: argparse.Namespace) -> RolloutSettings:
         block_length=arguments.block_length,
         temperature=arguments.temperature,
         cfg_scale=arguments.cfg_scale,
-        options=_pairs("--option", arguments.option),
+        options={key: parse(value, f"--option {key}") for key, value in options.items()},
     )
 
 
-def _pairs(flag: str, items: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` arguments as a dict; values are YAML 1.2."""
-    from dllm_rl.recipe.yaml12 import parse
+def _eval(arguments: argparse.Namespace) -> None:
+    tasks, data = arguments.tasks.split(","), _pairs("--data", arguments.data)
+    if unknown := data.keys() - set(tasks):
+        raise RecipeError(f"--data {min(unknown)}: not among --tasks {arguments.tasks}")
+    if (arguments.score is None) == (arguments.model is None):
+        raise RecipeError("eval: give a model that answers, or --score FILE with completions; one of the two")
+    if arguments.out is not None and len(tasks) > 1:
+        raise RecipeError(f"--out {arguments.out}: takes the records of one task, and --tasks names {len(tasks)}")
+    results = _answer(arguments, tasks, data) if arguments.score is None else _score(arguments, tasks, data)
+    for task, result in results.items():
+        print(f"{task}: accuracy {result.accuracy:.4f} +- {result.std_error:.4f} (n {result.n})")
+        if arguments.out is not None:
+            from dllm_rl.evaluation.run import write_records
 
+            write_records(Path(arguments.out), result.records)
+
+
+def _score(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
+    from dllm_rl.evaluation.run import score_file
+
+    if len(tasks) != 1:
+        raise RecipeError(f"--score {arguments.score}: holds completions of one task, and --tasks names {len(tasks)}")
+    return {tasks[0]: score_file(tasks[0], Path(arguments.score), data.get(tasks[0]))}
+
+
+def _answer(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
+    from dllm_rl.evaluation.run import evaluate_model
+
+    settings = _settings(arguments)
+    results: dict[str, EvalResult] = {}
+    for group in [[task] for task in tasks] if data else [tasks]:  # rows of one's own belong to a single task
+        results |= evaluate_model(
+            arguments.model,
+            group,
+            settings,
+            data=data.get(group[0]),
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            dtype=arguments.dtype,
+            device=_device(arguments),
+        )
+    return results
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dllm_rl.models.export import export_official
+
+    export_official(arguments.source, arguments.out)
+    print(f"{arguments.out}: written under the names of the published modeling code")
+
+
+def _pairs(flag: str, items: Sequence[str]) -> dict[str, str]:
+    """``key=value`` arguments as a dict."""
     pairs = {}
     for item in items:
         key, equals, value = item.partition("=")
-        if not key or not equals:
+        if not (key and equals and value):
             raise RecipeError(f"{flag} {item}: expected key=value")
-        pairs[key] = parse(value, f"{flag} {key}")
+        pairs[key] = value
     return pairs
 
 
@@ -160,6 +219,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "show":
             added.add_argument("--format", choices=("yaml", "json"), default="yaml")
     _add_generate(command("generate", _generate, "complete a prompt"))
+    _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
+    export = command("export", _export, "rewrite saved weights for other code")
+    export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
+    export.add_argument("out", metavar="OUT", help="new folder")
+    export.add_argument(
+        "--official-names", action="store_true", required=True, help="use the names of the published modeling code"
+    )
     return parser
 
 
@@ -169,6 +235,19 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a text file that is the prompt")
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    _add_sampling(parser)
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="hub id, folder of weights or folder of a run")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", required=True, help="comma-separated; gsm8k, or a file such as mine.py"
+    )
+    parser.add_argument("--score", metavar="FILE", help="a .jsonl file of completions to score instead of a model's")
+    parser.add_argument("--data", metavar="TASK=PATH", action="append", default=[], help="rows of a task; repeatable")
+    parser.add_argument("--limit", type=int, help="use only the first examples")
+    parser.add_argument("--batch-size", type=int, default=64, help="completions per forward (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="write a .jsonl line for every example, when there is one task")
     _add_sampling(parser)
 
 

@@ -1,0 +1,49 @@
+"""What `dllm-rl check` can tell without a model: the files a recipe names exist, and its rewards take its rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from dllm_rl.evaluation.task import load_task
+from dllm_rl.recipe.schema import Recipe
+from dllm_rl.rollouts.functions import load_function
+from dllm_rl.rollouts.rewards import check_rewards, load_reward
+from dllm_rl.rollouts.rows import read_rows
+
+LOCAL = (".jsonl", ".json", ".csv", ".parquet")
+
+
+def check(recipe: Recipe, base: Path) -> Iterator[str]:
+    """Load what the recipe names, and yield a line for each thing found in order.
+
+    Args:
+        base: folder of the recipe.
+
+    Raises:
+        DllmRlError: something is missing, or a reward function cannot judge the first two rows.
+    """
+    rows = _first_rows(recipe, base)
+    if rows:
+        yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
+    if recipe.reward is not None:
+        functions = [load_reward(reference, base) for reference in recipe.reward.functions]
+        yield f"reward: {', '.join(function.name for function in functions)}"
+        if rows:
+            judged = check_rewards(functions, rows, [""] * len(rows), time_limit=recipe.reward.time_limit)
+            values = ", ".join(f"{name} {found}" for name, found in judged.items())
+            yield f"reward: an empty completion of the first rows is worth {values}"
+    if recipe.eval is not None:
+        paths = recipe.eval.paths | ({recipe.eval.tasks[0]: recipe.eval.path} if recipe.eval.path else {})
+        tasks = [load_task(task, base, path=paths.get(task)) for task in recipe.eval.tasks]
+        yield f"eval: {', '.join(task.name for task in tasks)}"
+
+
+def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:
+    """The first two rows of a local file, mapped; none for other sources, which may be far away."""
+    change = load_function(recipe.data.map, base) if recipe.data.map else None
+    if not recipe.data.path.endswith(LOCAL):
+        return []
+    rows = read_rows(recipe.data.path)[:2]
+    return [change(row) for row in rows] if change else rows
