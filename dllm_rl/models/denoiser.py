@@ -124,7 +124,8 @@ class DiffusionModel:
     def reference(self) -> Iterator[DiffusionModel]:
         """The model that training started from: adapters off, or the frozen copy of `make_reference_copy`.
 
-        An adapter given to `load_model` counts as training: the reference is the base below it.
+        An adapter given to `load_model` counts as training: the reference is the base below it, unless
+        `make_reference_copy` was called.
 
         Raises:
             ModelContractError: for a model without adapters and without a copy.

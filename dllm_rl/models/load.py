@@ -129,7 +129,8 @@ def _fields(source: str, revision: str | None) -> dict[str, Any]:
     try:
         fields: dict[str, Any] = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the config.json of {source} cannot be read: {error}") from error
+        place = "" if Path(source).is_dir() else f"there is no folder {source} here, and as a hub id it fails: "
+        raise CheckpointError(f"{place}the config.json of {source} cannot be read: {error}") from error
     if not fields:
         raise CheckpointError(
             f"{source} is no model: there is no config.json. Expected a folder in the published format, an adapter, "

@@ -82,20 +82,23 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
         network.save_pretrained(str(folder), state_dict=state_dict)
         (folder / "README.md").write_text(MODEL_CARD.format(base=base.name_or_path or "this/folder"))
         if not base.name_or_path:
-            _write_base(network, folder / BASE)
+            _write_base(network, folder / BASE, state_dict)
     else:
         network.save_pretrained(str(folder), state_dict=state_dict)
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
 
 
-def _write_base(network: PeftModel, folder: Path) -> None:
+def _write_base(network: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     """The network under the adapter, as if it had never been wrapped."""
-    base: Any = network.get_base_model()
-    tensors = {
-        name.replace(".base_layer.", "."): tensor for name, tensor in base.state_dict().items() if ".lora_" not in name
+    tensors: dict[str, Tensor] = network.state_dict() if state_dict is None else state_dict
+    below = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
+        for name, tensor in tensors.items()
+        if ".lora_" not in name and ".modules_to_save." not in name
     }
-    base.save_pretrained(str(folder), state_dict=tensors)
+    base: Any = network.get_base_model()
+    base.save_pretrained(str(folder), state_dict=below)
 
 
 def _move(scratch: Path, folder: Path) -> None:

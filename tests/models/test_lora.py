@@ -149,6 +149,18 @@ def test_a_base_made_in_code_is_kept_with_the_adapter(tmp_path: Path) -> None:
     assert torch.equal(logits(load_model(tmp_path / "whole")), logits(model))
 
 
+def test_gathered_tensors_are_what_is_written(tmp_path: Path) -> None:
+    """As under sharding, where the network's own tensors are pieces."""
+    start = tiny_llada(seed=7)
+    model = perturb(DiffusionModel(add_lora(start.network, {"r": 2}), start.spec, start.tokenizer))
+    expected = logits(model)
+    gathered = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    for parameter in model.network.parameters():
+        parameter.data.zero_()
+    model.save(tmp_path / "whole", state_dict=gathered)
+    assert torch.equal(logits(load_model(tmp_path / "whole")), expected)
+
+
 def test_adapters_stay_float32_on_a_half_precision_base(base: Path, tmp_path: Path) -> None:
     model = perturb(load_model(base, dtype="bfloat16", lora={"r": 2}))
     kinds = {(".lora_" in name, parameter.dtype) for name, parameter in model.network.named_parameters()}
