@@ -35,4 +35,4 @@ results: .venv/.installed
 
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed
-	$(PY) -m tests.tools.mutants
+	$(PY) tests/tools/mutants.py

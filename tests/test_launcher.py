@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from dllm_rl._launcher import install
+from dllm_rl.toys.model import write_tiny_llada
 
 ROOT = Path(__file__).resolve().parents[1]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
@@ -92,6 +93,32 @@ def test_a_valid_recipe_reaches_training(recipe: Path) -> None:
     assert done.returncode == 2
     (line,) = ours(done.stderr)
     assert "no/such-model-here" in line
+
+
+SPAWNING = """
+import multiprocessing
+
+def change(row):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        (length,) = pool.map(len, [row["completion"]])
+    return {**row, "completion": "x" * length}
+"""
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_and_its_spawned_children_do_not_run_it_again(recipe: Path) -> None:
+    folder = recipe.parent
+    write_tiny_llada(folder / "model")
+    (folder / "mine.py").write_text(SPAWNING, encoding="utf-8")
+    (folder / "rows.jsonl").write_text('{"prompt": "1+1=", "completion": "2"}\n', encoding="utf-8")
+    overrides = [
+        "model.path=model",
+        "data={path: rows.jsonl, map: mine.py:change}",
+        "train.per_device_train_batch_size=1",
+    ]
+    done = launch(DOORS["python"], recipe, *overrides, folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert (folder / "out/metrics.jsonl").is_file()
 
 
 def test_without_the_hook_a_recipe_fails(recipe: Path) -> None:
