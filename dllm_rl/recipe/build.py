@@ -14,7 +14,7 @@ from dllm_rl.errors import CheckpointError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.recipe.evaluate import evaluator
-from dllm_rl.recipe.launch import check_world, training_arguments, world_size
+from dllm_rl.recipe.launch import check_world, quieten, training_arguments, world_size
 from dllm_rl.recipe.load import load_recipe
 from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
@@ -49,6 +49,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         DllmRlError: something in the recipe, its data, its rewards or its output cannot be used as it is.
     """
     recipe = load_recipe(recipe_path_or_dict, overrides)
+    quieten()
     base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else Path(recipe_path_or_dict).resolve().parent
     checkpoint = _checkpoint(recipe)
     folder = RunFolder(Path(recipe.output))
@@ -158,8 +159,12 @@ def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) 
 def farewell(result: RunResult, model: DiffusionModel) -> str:
     """What the run achieved, where it is, and how to use it."""
     lines = [f"Done. Everything is in {result.output}: final/, metrics.jsonl, curve.png, recipe.json, checkpoints."]
-    for name in sorted({n for line in result.metrics for n in line if n.startswith("eval/") and n.endswith("/accuracy")}):
+    for name in sorted(
+        {n for line in result.metrics for n in line if n.startswith("eval/") and n.endswith("/accuracy")}
+    ):
         values = [line[name] for line in result.metrics if name in line]
         lines.insert(0, f"{name.split('/')[1]} accuracy (held out): {values[0]:.3f} before, {values[-1]:.3f} after")
-    lines.append(f"Use it: dllm_rl.load_model({str(result.output)!r}), or dllm-rl generate {result.output} --prompt TEXT")
+    lines.append(
+        f"Use it: dllm_rl.load_model({str(result.output)!r}), or dllm-rl generate {result.output} --prompt TEXT"
+    )
     return "\n".join(lines)

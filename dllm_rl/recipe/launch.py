@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from typing import Any
 
 import torch
+import transformers
 from transformers import Trainer, TrainingArguments
 
 from dllm_rl.errors import RecipeError
@@ -98,6 +100,14 @@ def check_world(trainer: Trainer) -> None:
             "each would train a model of its own. Launch with --config_file recipes/accelerate/ddp_cpu.yaml (no GPU) or "
             "another file of that folder"
         )
+
+
+def quieten() -> None:
+    """Leave the terminal to the run: no bars for loading weights, no hints about settings that are ours."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 
 def _skip_compiled_communication() -> None:

@@ -12,9 +12,10 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel, load_function
+from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
-from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Row, Text
-from dllm_rl.training.data import load_rows, pair_rows, prompt_rows, text_rows
+from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Text
+from dllm_rl.training.data import pair_rows, prompt_rows, text_rows
 from dllm_rl.training.source import PairSource, RolloutSource, Source, TextSource
 
 
@@ -55,7 +56,7 @@ def _raw_rows(recipe: Recipe) -> list[Row]:
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":
-        return load_rows(section.path, name=section.name, split=section.split, limit=section.limit)
+        return read_rows(section.path, name=section.name, split=section.split)[: section.limit]
     if toy != "arithmetic":
         raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
     from dllm_rl.toys.arithmetic import rows as arithmetic_rows
@@ -89,7 +90,9 @@ def make_source(recipe: Recipe, base: Path, data: Data, model: DiffusionModel, s
         return PairSource(rows, seed, pad_id, model.device)
     assert recipe.rollout is not None and recipe.reward is not None
     engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
-    panel = RewardPanel.load(recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit)
+    panel = RewardPanel.load(
+        recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
+    )
     return RolloutSource(
         rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model)
     )

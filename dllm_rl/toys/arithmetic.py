@@ -11,7 +11,7 @@ _SPLIT_PARTS = 10  # one unordered pair of operands in ten is held out
 _FEISTEL_ROUNDS = 6
 
 
-def rows(split: str, *, seed: int, start: int, count: int, digits: int = 3) -> list[dict[str, str]]:
+def rows(split: str, *, seed: int = 0, start: int = 0, count: int = 1000, digits: int = 3) -> list[dict[str, str]]:
     """Rows `start` to `start + count - 1` of an endless list of additions.
 
     A row is `{"prompt": "123+456=", "answer": "0579"}`. Operands have `digits` digits and sums one more, both with

@@ -42,10 +42,16 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
     """Put a checkpoint's weights into a model that already has the right shape.
 
     Raises:
-        CheckpointError: a weight is missing or unexpected.
+        CheckpointError: the folder holds the other kind of weights, or a weight is missing or unexpected.
     """
     network: Any = model.network
-    if isinstance(network, PeftModel):
+    adapter = (Path(folder) / "adapter_config.json").is_file()
+    if adapter != isinstance(network, PeftModel):
+        raise CheckpointError(
+            f"{folder} holds {'an adapter' if adapter else 'full weights'}, the recipe trains "
+            f"{'full weights' if adapter else 'an adapter'}; resume with the recipe it was made with"
+        )
+    if adapter:
         found = load_peft_weights(str(folder))
         expected = get_peft_model_state_dict(network)
         if found.keys() != expected.keys():

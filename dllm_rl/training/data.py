@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from dllm_rl.errors import DataError
+from dllm_rl.rollouts.rows import Row
+from dllm_rl.rollouts.text import encode_prompt, prompt_text
 
 log = logging.getLogger(__name__)
 
-Row = dict[str, Any]
 Messages = list[dict[str, str]]
 _END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|role_end|>")
 
@@ -34,7 +32,7 @@ class PromptRow:
         return text if isinstance(self.prompt, str) else [{"role": "assistant", "content": text}]
 
     def as_text(self) -> str:
-        return self.prompt if isinstance(self.prompt, str) else "\n".join(m["content"] for m in self.prompt)
+        return prompt_text(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,68 +46,6 @@ class Pair:
 class Text:
     prompt: list[int]
     completion: list[int]
-
-
-def load_rows(path: str, *, name: str | None, split: str, limit: int | None) -> list[Row]:
-    """Rows of a local .jsonl, .json, .csv or .parquet file, or of a hub data set.
-
-    Raises:
-        DataError: the file is missing, unreadable or empty.
-    """
-    file = Path(path).expanduser()
-    if file.suffix in _READERS:
-        if not file.is_file():
-            raise DataError(f"data.path: no file {path} (looked in {Path.cwd()}); give an existing file or a hub id")
-        rows = _READERS[file.suffix](file)
-    else:
-        from datasets import load_dataset
-
-        try:
-            rows = [dict(row) for row in load_dataset(path, name, split=split)]
-        except Exception as error:
-            raise DataError(f"data.path: cannot load {path!r} ({split}) as a hub data set: {error}") from error
-    if not rows:
-        raise DataError(f"data.path: {path} holds no rows")
-    return rows[:limit]
-
-
-def _read_jsonl(file: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}, line {number}: not a JSON object ({error}); one object per line is expected") from error
-    return rows
-
-
-def _read_json(file: Path) -> list[Row]:
-    rows = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(rows, list):
-        raise DataError(f"{file}: found a {type(rows).__name__}; a list of rows is expected")
-    return rows
-
-
-def _read_csv(file: Path) -> list[Row]:
-    with file.open(newline="", encoding="utf-8") as handle:
-        return [dict(row) for row in csv.DictReader(handle)]
-
-
-def _read_parquet(file: Path) -> list[Row]:
-    import pyarrow.parquet
-
-    rows: list[Row] = pyarrow.parquet.read_table(file).to_pylist()
-    return rows
-
-
-_READERS: dict[str, Callable[[Path], list[Row]]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".parquet": _read_parquet,
-}
 
 
 def column(row: Row, name: str, index: int, source: str) -> Any:
@@ -160,20 +96,16 @@ class PromptFormat:
         return [{"role": "system", "content": self.system}, *user] if self.system else user
 
     def ids(self, prompt: str | Messages) -> list[int]:
-        if isinstance(prompt, str):
-            return self._encode(prompt)
-        return self._encode(self.tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-
-    def _encode(self, text: str) -> list[int]:
         try:
-            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+            return encode_prompt(self.tokenizer, prompt)
         except Exception as error:  # the tokenizers library raises bare exceptions
-            raise DataError(f"{self.source}: the tokenizer cannot encode {text[:60]!r}: {error}") from error
+            excerpt = prompt_text(prompt)[:60]
+            raise DataError(f"{self.source}: the tokenizer cannot encode {excerpt!r}: {error}") from error
 
     def completion_ids(self, completion: str | Messages, *, chat: bool, eos_id: int) -> list[int]:
         """The text, its end-of-turn token if it answers a chat, and exactly one EOS."""
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        return [*self._encode(text), *(self._end_of_turn() if chat else ()), eos_id]
+        return [*self.ids(text), *(self._end_of_turn() if chat else ()), eos_id]
 
     def _end_of_turn(self) -> list[int]:
         vocabulary = self.tokenizer.get_vocab()

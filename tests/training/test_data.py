@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from pathlib import Path
 
 import pytest
 
 from dllm_rl.errors import DataError
 from dllm_rl.toys.tokenizer import character_tokenizer
-from dllm_rl.training.data import LengthRule, PromptFormat, load_rows, pair_rows, prompt_rows, text_rows
+from dllm_rl.training.data import LengthRule, PromptFormat, pair_rows, prompt_rows, text_rows
 
 ANY = LengthRule(max_prompt=None, max_total=None, completion=0, drop=False)
 EOS = 97
@@ -97,30 +95,6 @@ def test_long_rows_are_an_error_or_left_out_and_counted(form: PromptFormat, capl
         prompt_rows(rows, form, LengthRule(max_prompt=1, max_total=None, completion=0, drop=True))
 
 
-def test_files_of_every_kind_hold_the_same_rows(tmp_path: Path) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
-    rows = [{"prompt": "a", "answer": "1"}, {"prompt": "b, c", "answer": "2"}]
-    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
-    (tmp_path / "x.json").write_text(json.dumps(rows))
-    (tmp_path / "x.csv").write_text('prompt,answer\na,1\n"b, c",2\n')
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
-    for kind in ("jsonl", "json", "csv", "parquet"):
-        assert load_rows(str(tmp_path / f"x.{kind}"), name=None, split="train", limit=None) == rows
-    assert load_rows(str(tmp_path / "x.csv"), name=None, split="train", limit=1) == rows[:1]
-
-
-def test_unreadable_files_say_what_and_where(tmp_path: Path) -> None:
-    load = lambda name: load_rows(str(tmp_path / name), name=None, split="train", limit=None)  # noqa: E731
-    with pytest.raises(DataError, match="no file"):
-        load("missing.jsonl")
-    (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{"a": \n')
-    with pytest.raises(DataError, match="line 2: not a JSON object"):
-        load("broken.jsonl")
-    (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="holds no rows"):
-        load("empty.jsonl")
-    (tmp_path / "tree.json").write_text('{"a": 1}')
-    with pytest.raises(DataError, match="found a dict; a list of rows is expected"):
-        load("tree.json")
+def test_text_that_the_tokenizer_lacks_is_refused(form: PromptFormat) -> None:
+    with pytest.raises(DataError, match="data: the tokenizer cannot encode '£5'"):
+        prompt_rows([{"prompt": "£5"}], form, ANY)
