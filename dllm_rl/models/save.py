@@ -79,7 +79,8 @@ def save(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str
 def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     if isinstance(network, PeftModel):
         base = network.get_base_model()
-        network.save_pretrained(str(folder), state_dict=state_dict)
+        # Embeddings never change size here; "auto" would ask the hub about it.
+        network.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
         (folder / "README.md").write_text(MODEL_CARD.format(base=base.name_or_path or "this/folder"))
         if not base.name_or_path:
             _write_base(network, folder / BASE, state_dict)
