@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from dllm_rl.errors import DataError, ModelContractError
+from dllm_rl.errors import DataError
 from dllm_rl.evaluation.metrics import EvalResult, Record
 from dllm_rl.evaluation.task import EvalTask, Example, load_task
+from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.rng import sample_keys
 from dllm_rl.rollouts.engine import LocalEngine, RolloutEngine, RolloutSettings
 from dllm_rl.rollouts.rows import read_rows
-from dllm_rl.rollouts.text import decoder, encode_prompt, prompt_text
+from dllm_rl.rollouts.text import decode_until_eos, encode_prompt, prompt_text
 from dllm_rl.scoring.pool import POOL_SIZE
 
 Gather = Callable[[list[Record]], list[Record]]
@@ -26,10 +26,9 @@ Gather = Callable[[list[Record]], list[Record]]
 
 def run_task(
     engine: RolloutEngine,
-    tokenizer: Any,
+    model: DiffusionModel,
     task: EvalTask,
     *,
-    eos_ids: Sequence[int],
     limit: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
@@ -41,8 +40,8 @@ def run_task(
     """Let an engine answer a task.
 
     Args:
-        tokenizer: encodes prompts (by its chat template if it has one) and decodes completions.
-        eos_ids: a completion is read up to the first of these.
+        model: its tokenizer encodes prompts (by its chat template if it has one) and decodes completions, up to the
+            first end-of-text id.
         limit: use only the first examples.
         batch_size: prompts per call of the engine.
         seed: example i is answered with the key of (seed, i), whatever the batch size and the world.
@@ -56,19 +55,20 @@ def run_task(
 
     Raises:
         DataError: the task has no examples, or one cannot be used.
+        ModelContractError: the model came without a tokenizer.
     """
+    decode = decode_until_eos(model)
     examples = list(task.examples())[:limit]
     if not examples:
         raise DataError(f"task {task.name}: no examples (limit is {limit}); expected at least one")
     rounds = -(-len(examples) // world)
     mine = [min(rank + turn * world, len(examples) - 1) for turn in range(rounds)]
-    decode = decoder(tokenizer, eos_ids)
-    records = []
+    records: list[Record] = []
     for start in range(0, rounds, batch_size):
         places = mine[start : start + batch_size]
         prompts = [task.prompt(examples[place]) for place in places]
         keys = sample_keys(seed, torch.tensor(places))
-        written = engine.generate([encode_prompt(tokenizer, prompt) for prompt in prompts], keys)
+        written = engine.generate([encode_prompt(model.tokenizer, prompt) for prompt in prompts], keys)
         texts = [decode(ids) for ids in written.completions]
         records += _judge(task, examples, places, [prompt_text(p) for p in prompts], texts, written.nfe)
     result = _merged(gather(records), len(examples), task)
@@ -137,17 +137,14 @@ def evaluate_model(
     """
     if data is not None and len(tasks) != 1:
         raise DataError(f"rows from {data} were given for {len(tasks)} tasks ({', '.join(tasks)}); expected one task")
-    loaded = [load_task(task, data) for task in tasks]
+    loaded = [load_task(task, path=data) for task in tasks]
     model = load_model(path, dtype=dtype, device=device)
-    if model.tokenizer is None:
-        raise ModelContractError(f"{path} has no tokenizer files, which evaluation needs; put them beside the weights")
     engine = LocalEngine(model, settings, batch_size)
     return {
         task.name: run_task(
             engine,
-            model.tokenizer,
+            model,
             task,
-            eos_ids=model.spec.eos_ids,
             limit=limit,
             batch_size=batch_size,
             seed=seed,
@@ -169,7 +166,7 @@ def score_file(reference: str, file: Path, data: str | None = None, out: Path | 
     Raises:
         DataError: a line lacks a field or names an example that the task does not have.
     """
-    task = load_task(reference, data)
+    task = load_task(reference, path=data)
     examples = list(task.examples())
     lines = read_rows(file)
     for number, line in enumerate(lines, start=1):

@@ -36,27 +36,27 @@ class EvalTask(Protocol):
     def score(self, example: Example, completion: str) -> Score: ...
 
 
-def load_task(reference: str, data: str | None = None, base: Path | None = None) -> EvalTask:
+def load_task(reference: str, base: Path | None = None, *, path: str | None = None) -> EvalTask:
     """The task in a file: an instance of its class `Task`.
 
     Args:
         reference: a file (`eval/gsm8k.py`), or the bare name of one in eval/ (`gsm8k`).
-        data: local file with the rows; None: the task's own source, often a hub data set.
         base: folder of the recipe that names the task; see `shipped.locate`.
+        path: local file with the rows; None: the task's own source, often a hub data set.
 
     Raises:
         RecipeError: there is no such file, or it holds no class `Task`.
     """
     bare = "/" not in reference and not reference.endswith(".py")
     try:
-        path = locate(f"eval/{reference}.py" if bare else reference, base)
+        file = locate(f"eval/{reference}.py" if bare else reference, base)
     except RecipeError as error:
         if not bare:
             raise
-        shipped = ", ".join(sorted(file.stem for file in (shipped_root() / "eval").glob("*.py")))
-        raise RecipeError(f"unknown task {reference!r}. Shipped tasks: {shipped}; or give a file") from error
-    task = getattr(import_file(path), "Task", None)
+        names = ", ".join(sorted(shipped.stem for shipped in (shipped_root() / "eval").glob("*.py")))
+        raise RecipeError(f"unknown task {reference!r}. Shipped tasks: {names}; or give a file") from error
+    task = getattr(import_file(file), "Task", None)
     if task is None:
-        raise RecipeError(f"{path}: no class Task; expected one with name, version, examples, prompt and score")
-    loaded: EvalTask = task(data)
+        raise RecipeError(f"{file}: no class Task; expected one with name, version, examples, prompt and score")
+    loaded: EvalTask = task(path)
     return loaded

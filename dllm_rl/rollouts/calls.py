@@ -8,6 +8,7 @@ every thread; for that, `faulthandler` prints where it hangs and ends the proces
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import faulthandler
 import inspect
@@ -15,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -26,30 +27,24 @@ _STDERR = 2
 class Call:
     """A call under way."""
 
-    def __init__(self, name: str, future: Future[Any], thread: threading.Thread) -> None:
+    def __init__(self, name: str, future: Future[Any], thread: threading.Thread, seconds: float) -> None:
         self.name = name
-        self.started = time.monotonic()
+        self._deadline = time.monotonic() + seconds
         self._future = future
         self._thread = thread
 
-    def result(self, seconds: float) -> Any:
+    def result(self) -> Any:
         """What the function returns; raises what it raises.
-
-        Args:
-            seconds: allowed since the start of the call.
 
         Raises:
             TimeoutError: it did not return in time. It may run on until the process ends.
         """
-        left = max(0.0, self.started + seconds - time.monotonic())
-        faulthandler.dump_traceback_later(left + GRACE_SECONDS, exit=True, file=_STDERR)
-        try:
-            done = threading.Event()
-            self._future.add_done_callback(lambda _: done.set())
-            if not done.wait(left):
-                raise TimeoutError
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+        left = max(0.0, self._deadline - time.monotonic())
+        _watch(left)
+        done = threading.Event()
+        self._future.add_done_callback(lambda _: done.set())
+        if not done.wait(left):
+            raise TimeoutError
         try:
             return self._future.result()
         except TimeoutError as error:  # the function's own, not ours
@@ -78,11 +73,30 @@ def is_async(function: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None))  # noqa: B004
 
 
-def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> Call:
-    """Call `function(**arguments)`: in a new thread, or on the shared event loop if it is asynchronous."""
+@contextlib.contextmanager
+def watched() -> Iterator[None]:
+    """Around calls: from the first `start` to the end of the block, code that blocks every thread ends the process."""
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _watch(seconds: float) -> None:
+    """Set the process's one watchdog, which needs no interpreter lock, anew."""
+    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=_STDERR)
+
+
+def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float) -> Call:
+    """Call `function(**arguments)`: in a new thread, or on the shared event loop if it is asynchronous.
+
+    Args:
+        seconds: that the call may take; `Call.result` enforces them. Call within `watched`.
+    """
+    _watch(seconds)  # before the function can run: it may never give the lock back
     if is_async(function):
         loop, thread = _event_loop()
-        return Call(name, asyncio.run_coroutine_threadsafe(function(**arguments), loop), thread)
+        return Call(name, asyncio.run_coroutine_threadsafe(function(**arguments), loop), thread, seconds)
     future: Future[Any] = Future()
     context = contextvars.copy_context()
 
@@ -93,7 +107,7 @@ def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any])
             future.set_exception(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
     thread = threading.Thread(target=run, name=f"reward {name}", daemon=True)
-    call = Call(name, future, thread)
+    call = Call(name, future, thread, seconds)
     thread.start()
     return call
 

@@ -5,6 +5,7 @@ Does not import torch, so that a recipe's rewards can be checked without it.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any, SupportsFloat
 
 from dllm_rl.errors import RecipeError, RewardError
-from dllm_rl.rollouts.calls import Call, is_async, start
+from dllm_rl.rollouts.calls import Call, is_async, start, watched
 from dllm_rl.rollouts.functions import load_function
 
 __all__ = [
@@ -132,17 +133,20 @@ class RewardPanel:
 
     def _judge(self, arguments: dict[str, list[Any]], where: str) -> dict[str, Values]:
         _refuse_signatures(self.functions, arguments)
-        asynchronous = [_start(f, arguments) for f in self.functions if is_async(f.function)]
-        calls = {call.name: call for call in asynchronous}
-        try:
+        with watched(), contextlib.ExitStack() as under_way:
+            calls = {f.name: self._start(f, arguments) for f in self.functions if is_async(f.function)}
+            for call in calls.values():
+                under_way.callback(call.cancel)  # for when another function fails first
             values = {}
             for f in self.functions:
-                call = calls.get(f.name) or _start(f, arguments)
+                call = calls.get(f.name) or self._start(f, arguments)
                 values[f.name] = _checked(call, arguments, self.time_limit, where)
             return values
-        finally:
-            for call in asynchronous:
-                call.cancel()
+
+    def _start(self, f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Call:
+        """Call with lists of its own, so that no function sees what another does to them."""
+        own = {name: list(column) for name, column in arguments.items()}
+        return start(f.name, f.function, own, self.time_limit)
 
     def _total(self, per_function: dict[str, Values], row: int, prompts: Sequence[Any], where: str) -> float:
         applying = [
@@ -181,16 +185,11 @@ def check_rewards(
     return panel(prompts, gold, [[] for _ in rows], columns).per_function
 
 
-def _start(f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Call:
-    """Call with lists of its own, so that no function sees what another does to them."""
-    return start(f.name, f.function, {name: list(column) for name, column in arguments.items()})
-
-
 def _checked(call: Call, arguments: Mapping[str, Any], time_limit: float, where: str) -> Values:
     """A call's result as B numbers or None."""
     prompts = arguments["prompts"]
     try:
-        values = call.result(time_limit)
+        values = call.result()
     except TimeoutError as error:
         raise RewardError(
             f"reward function {call.name} did not return within {time_limit:g} s{where}, for rows 0 to "

@@ -48,11 +48,10 @@ def _from_hub(path: str, name: str | None, split: str) -> list[Row]:
 
 
 def _read_jsonl(file: Path) -> list[Row]:
-    rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            rows.append(_object(line, f"{file}, line {number}"))
-    return rows
+    lines = file.read_text(encoding="utf-8").split(
+        "\n"
+    )  # `splitlines` would also cut inside texts, at U+2028 and others
+    return [_object(line, f"{file}, line {i}") for i, line in enumerate(lines, start=1) if line.strip()]
 
 
 def _object(text: str, place: str) -> Row:

@@ -25,25 +25,20 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
-def decoder(tokenizer: Any, eos_ids: Sequence[int]) -> Callable[[Sequence[int]], str]:
-    """Text of a completion's ids up to the first of `eos_ids`, without special tokens."""
-    ends = frozenset(eos_ids)
+def decode_until_eos(model: DiffusionModel) -> Callable[[Sequence[int]], str]:
+    """A decoder of a model's completions: text up to the first end-of-text id, without special tokens.
+
+    Raises:
+        ModelContractError: the model came without a tokenizer.
+    """
+    tokenizer, ends = model.tokenizer, frozenset(model.spec.eos_ids)
+    if tokenizer is None:
+        raise ModelContractError(
+            "the model's folder has no tokenizer files, which text needs; put them beside the weights"
+        )
 
     def decode(ids: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
         return str(tokenizer.decode(list(ids[:end]), skip_special_tokens=True))
 
     return decode
-
-
-def decode_until_eos(model: DiffusionModel) -> Callable[[Sequence[int]], str]:
-    """The `decoder` of a model's completions.
-
-    Raises:
-        ModelContractError: the model came without a tokenizer.
-    """
-    if model.tokenizer is None:
-        raise ModelContractError(
-            "the model's folder has no tokenizer files, which text needs; put them beside the weights"
-        )
-    return decoder(model.tokenizer, model.spec.eos_ids)

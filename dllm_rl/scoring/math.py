@@ -81,13 +81,16 @@ def equivalent(gold: str, answer: str) -> bool:
 def _same(gold: str, answer: str) -> bool:
     if _spelling(gold) == _spelling(answer):
         return bool(gold)
+    (gold_name, gold_value), (answer_name, answer_value) = (
+        _assigned(without_unit(gold)),
+        _assigned(without_unit(answer)),
+    )
+    if gold_name and answer_name and gold_name != answer_name:
+        return False
     numbers = read_number(gold), read_number(answer)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    gold_name, gold = _assigned(without_unit(gold))
-    answer_name, answer = _assigned(without_unit(answer))
-    if gold_name and answer_name and gold_name != answer_name:
-        return False
+    gold, answer = gold_value, answer_value
     for split, ordered in ((_union, False), (_matrix, True), (_tuple, True), (_items, False)):
         gold_parts, answer_parts = split(gold), split(answer)
         if gold_parts is not None and answer_parts is not None:

@@ -1,0 +1,84 @@
+"""Tasks: their prompts hold the problem, never the answer; gold answers score 1; files of one's own load."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dllm_rl.errors import DataError, RecipeError
+from dllm_rl.evaluation.task import EvalTask, load_task
+from dllm_rl.rollouts.shipped import shipped_root
+from dllm_rl.rollouts.text import prompt_text
+
+FILES = {
+    "gsm8k": "gsm8k/test.jsonl",
+    "math500": "math500/test.jsonl",
+    "countdown": "countdown/test.jsonl",
+    "sudoku": "sudoku/4x4_test.csv",
+}
+COUNTS = {"gsm8k": 1319, "math500": 500, "countdown": 256, "sudoku": 500}
+
+
+def load(name: str, shared: Path) -> EvalTask:
+    return load_task(name, path=str(shared / "data" / FILES[name]))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_published_rows(name: str, shared: Path) -> None:
+    task = load(name, shared)
+    examples = task.examples()
+    assert (task.name, task.version, len(examples)) == (name, 1, COUNTS[name])
+    for example in examples:
+        messages = task.prompt(example)
+        assert not isinstance(messages, str)
+        assert [message["role"] for message in messages] == ["user"]
+        assert "<answer>" in messages[0]["content"]
+        assert "{" not in prompt_text(messages).replace(str(example.get("problem")), "").replace(r"\boxed{...}", "")
+
+
+def test_prompts_hold_the_problem(shared: Path) -> None:
+    task = load("countdown", shared)
+    assert "30, 100, 93, make an arithmetic expression that equals 23." in prompt_text(task.prompt(task.examples()[0]))
+    task = load("sudoku", shared)
+    example = task.examples()[1]
+    assert example["Puzzle"].startswith("0")  # text, with its leading zero
+    assert example["Puzzle"] in prompt_text(task.prompt(example))
+    assert example["Solution"] not in prompt_text(task.prompt(example))
+    task = load("gsm8k", shared)
+    assert prompt_text(task.prompt(task.examples()[0])).startswith("Janet")
+
+
+@pytest.mark.parametrize("name", ["gsm8k", "math500"])
+def test_gold_completions_score_one(name: str, shared: Path) -> None:
+    task = load(name, shared)
+    for example in task.examples()[:20]:
+        gold = example["answer"].rpartition("####")[2]
+        assert task.score(example, f"<answer>{gold}</answer>").value == 1
+        assert task.score(example, "<answer>no idea</answer>").value == 0
+
+
+def test_names_and_files() -> None:
+    assert load_task("gsm8k").name == load_task("eval/gsm8k.py").name == "gsm8k"
+    assert {
+        load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py") if file.stem != "arithmetic"
+    } == set(FILES)
+    with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, math500"):
+        load_task("gsm")
+    with pytest.raises(RecipeError, match=r"no file eval/none\.py"):
+        load_task("eval/none.py")
+
+
+def test_sudoku_needs_rows() -> None:
+    with pytest.raises(DataError, match="give a local file"):
+        load_task("sudoku").examples()
+
+
+def test_a_task_of_one_s_own(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "class Task:\n    name, version = 'mine', 2\n    def __init__(self, data): self.data = data\n"
+    )
+    assert load_task("mine.py", tmp_path).version == 2
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(RecipeError, match="no class Task"):
+        load_task("empty.py", tmp_path)
