@@ -36,7 +36,7 @@ def _word(part: int | str) -> int:
     return ((int(part) + (1 << 63)) % (1 << 64)) - (1 << 63)
 
 
-def fold(keys: Int64[Tensor, "*batch"], *path: int | str | Int64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
+def fold(keys: Int64[Tensor, "*batch"], *path: int | str | Int64[Tensor, "*#batch"]) -> Int64[Tensor, "*batch"]:
     """Keys derived from `keys` along `path`; different paths give unrelated keys.
 
     Args:

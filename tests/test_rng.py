@@ -146,3 +146,11 @@ def test_neither_python_nor_torch_global_state_is_read_or_written() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(1)
     assert torch.equal(uniform(KEYS, 5), first)
+
+
+@pytest.mark.gpu
+def test_an_accelerator_gives_the_same_bits() -> None:
+    keys = sample_keys(3, torch.arange(1000))
+    there = sample_keys(3, torch.arange(1000, device="cuda"))
+    assert torch.equal(there.cpu(), keys)
+    assert torch.equal(uniform(fold(there, "hidden", 5), 100).cpu(), uniform(fold(keys, "hidden", 5), 100))

@@ -51,7 +51,7 @@ class FixedCount:
     def views(self, sequences: Sequences, num_draws: int, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         n = _scored_counts(sequences, num_draws)
         hidden_count = _counts(_levels(keys, num_draws, self.stratified), n)
-        hidden = _smallest(_noise(sequences.scored, num_draws, keys), hidden_count) & sequences.scored[:, None]
+        hidden = _smallest(_noise(sequences.scored, num_draws, keys), hidden_count)
         return _views(sequences, hidden, n[:, None] / hidden_count.double(), mask_id)
 
 
@@ -76,7 +76,7 @@ class Bernoulli:
     def views(self, sequences: Sequences, num_draws: int, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         _scored_counts(sequences, num_draws)
         t = self.floor + (1.0 - self.floor) * _levels(keys, num_draws, stratified=False)
-        hidden = (_noise(sequences.scored, num_draws, keys) < t[..., None]) & sequences.scored[:, None]
+        hidden = _noise(sequences.scored, num_draws, keys) < t[..., None]
         return _views(sequences, hidden, 1.0 / t, mask_id)
 
 
@@ -94,7 +94,7 @@ class AntitheticLevels:
         n = _scored_counts(sequences, num_draws)
         first = _counts(_levels(keys, _pairs(self, num_draws), stratified=True), n)
         hidden_count = torch.stack([first, n[:, None] + 1 - first], dim=-1).flatten(1)
-        hidden = _smallest(_noise(sequences.scored, num_draws, keys), hidden_count) & sequences.scored[:, None]
+        hidden = _smallest(_noise(sequences.scored, num_draws, keys), hidden_count)
         return _views(sequences, hidden, n[:, None] / hidden_count.double(), mask_id)
 
 
@@ -117,11 +117,11 @@ class Complementary:
         n = _scored_counts(sequences, num_draws)
         pairs = _pairs(self, num_draws)
         count = _counts(_levels(keys, pairs, stratified=True), n)
-        first = _smallest(_noise(sequences.scored, pairs, keys), count) & sequences.scored[:, None]
+        first = _smallest(_noise(sequences.scored, pairs, keys), count)
         hidden = torch.stack([first, sequences.scored[:, None] & ~first], dim=2).flatten(1, 2)
         rest = n[:, None] - count
         weight = torch.where(rest == 0, 2.0, n[:, None] / count.double())
-        rest_weight = torch.where(rest == 0, 0.0, n[:, None] / rest.double())
+        rest_weight = n[:, None] / rest.clamp(min=1).double()  # a view that hides nothing has nothing to weigh
         return _views(sequences, hidden, torch.stack([weight, rest_weight], dim=-1).flatten(1), mask_id)
 
 
@@ -145,7 +145,7 @@ class FullyHidden:
 
     def views(self, sequences: Sequences, num_draws: int, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         _scored_counts(sequences, num_draws)
-        noisy = (_noise(sequences.prompt, num_draws, keys) < self.prompt_noise) & sequences.prompt[:, None]
+        noisy = _noise(sequences.prompt, num_draws, keys) < self.prompt_noise
         scored = sequences.scored[:, None].expand_as(noisy)
         weight = torch.ones(noisy.shape[:2], dtype=torch.float64, device=noisy.device)
         return _views(sequences, noisy | sequences.completion[:, None], weight, mask_id, scored)
@@ -183,19 +183,19 @@ def _counts(level: Float64[Tensor, "B K"], n: Int64[Tensor, " B"]) -> Int64[Tens
 
 
 def _noise(where: Bool[Tensor, "B N"], num_draws: int, keys: Int64[Tensor, " B"]) -> Float64[Tensor, "B K N"]:
-    """A uniform number per draw and true position of `where`; 1 elsewhere, which is more than any of them.
+    """A uniform number per draw and true position of `where`; infinity elsewhere.
 
     Numbers are dealt to true positions in order, so padding moves nothing; every draw has a key of its own.
     """
     draw = torch.arange(num_draws, device=keys.device)
     noise = uniform(fold(keys[:, None].expand(-1, num_draws), "hidden", draw), where.shape[-1])
     place = (where.cumsum(-1) - 1).clamp(min=0)[:, None].expand_as(noise)
-    return noise.gather(-1, place).masked_fill(~where[:, None], 1.0)
+    return noise.gather(-1, place).masked_fill(~where[:, None], float("inf"))
 
 
 def _smallest(noise: Float64[Tensor, "B K N"], count: Int64[Tensor, "B K"]) -> Bool[Tensor, "B K N"]:
-    """The `count` positions with the smallest noise: a uniformly random set of that size."""
-    rank = noise.argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    """The `count` positions with the smallest noise: a random set of that size, all sets being equally likely."""
+    rank = noise.argsort(dim=-1).argsort(dim=-1)
     return rank < count[..., None]
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from dllm_rl.objectives.ratio import log_ratio as log_ratio
     from dllm_rl.objectives.reduce import Mean as Mean
     from dllm_rl.objectives.reduce import masked_mean as masked_mean
+    from dllm_rl.objectives.reduce import mean_of as mean_of
 
 # `kl` is not here: a name cannot be both the module and its function. It is `dllm_rl.objectives.kl.kl`.
 _HOME = {
@@ -28,6 +29,7 @@ _HOME = {
     "log_ratio": "ratio",
     "Mean": "reduce",
     "masked_mean": "reduce",
+    "mean_of": "reduce",
 }
 
 

@@ -42,12 +42,12 @@ def group_advantages(
     advantage = exact - exact.mean(1, keepdim=True)
     equal = (reward == reward[:, :1]).all(1, keepdim=True)
     if baseline == "leave_one_out":
-        advantage = advantage * (size / max(size - 1, 1))
+        advantage = advantage * size / (size - 1)
     elif baseline != "mean":
         raise ValueError(f"baseline is {baseline!r}; expected 'mean' or 'leave_one_out'")
     if scale == "group_std":
         squares = (exact - exact.mean(1, keepdim=True)).square().sum(1, keepdim=True)
-        advantage = advantage / (squares / max(size - 1, 1)).sqrt().masked_fill(equal, 1.0)
+        advantage = advantage / (squares / (size - 1)).sqrt()
     elif scale != "none":
         raise ValueError(f"scale is {scale!r}; expected 'none' or 'group_std'")
-    return advantage.masked_fill(equal, 0.0).to(reward.dtype)
+    return advantage.masked_fill(equal, 0.0).to(reward.dtype)  # 0 / 0 above where all are equal

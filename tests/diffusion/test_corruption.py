@@ -310,6 +310,12 @@ def test_stratified_counts_are_uniform_and_evenly_spread(monkeypatch: pytest.Mon
         assert abs(float(row.double().mean()) - (n + 1) / 2) <= n / (2 * draws) + 0.5
 
 
+def test_the_levels_of_a_row_rise_from_its_shift_and_wrap_around(monkeypatch: pytest.MonkeyPatch) -> None:
+    deal(monkeypatch, torch.tensor([[0.305], [0.905]], dtype=torch.float64), torch.zeros(2, 4, 100, dtype=torch.float64))
+    views = FixedCount().views(completion_only(100, 2), 4, keys(2), MASK)
+    assert views.scored.sum(-1).view(2, 4).tolist() == [[31, 56, 81, 6], [91, 16, 41, 66]]
+
+
 def test_independent_counts_are_not_stratified() -> None:
     views = FixedCount(stratified=False).views(completion_only(10, 400), 10, keys(400), MASK)
     count = views.scored.sum(-1).view(400, 10)
@@ -389,6 +395,14 @@ def test_prompt_tokens_are_hidden_with_the_probability_asked_for(noise: float) -
         per_position = hidden.double().mean(0)
         assert float((per_position - noise).abs().max()) <= 4 * sd * 20**0.5
         assert not torch.equal(hidden[0::2], hidden[1::2])
+
+
+def test_a_prompt_token_is_hidden_below_the_probability_and_not_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers are below 1 and above 0, so that probability 1 hides all and probability 0 nothing."""
+    noise = torch.tensor([[[0.1, 0.25, 0.4, 0.0]]], dtype=torch.float64)
+    deal(monkeypatch, torch.zeros(1, 1, dtype=torch.float64), noise)
+    views = FullyHidden(prompt_noise=0.25).views(sequences_from_ids([[1, 2, 3]], [[4]], 0), 1, keys(1), MASK)
+    assert views.canvas.tolist() == [[MASK, 2, 3, MASK]]
 
 
 @pytest.mark.parametrize("noise", [-0.1, 1.1])

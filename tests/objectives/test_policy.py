@@ -39,6 +39,13 @@ def test_a_sequence_ratio_is_the_mean_over_scored_positions_at_each_of_them() ->
         assert ratio[row].tolist() == pytest.approx([mean * bool(s) for s in scored[row]], abs=1e-12)
 
 
+def test_the_sequence_ratio_of_one_scored_position_is_its_token_ratio() -> None:
+    logp, behaviour, _, scored = draws()
+    scored = torch.zeros_like(scored)
+    scored[:, 2] = True
+    assert torch.equal(log_ratio(logp, behaviour, scored, level="sequence"), log_ratio(logp, behaviour, scored))
+
+
 def test_the_sequence_ratio_to_the_length_is_the_ratio_of_sequence_likelihoods() -> None:
     logp, behaviour, _, scored = draws()
     ratio = log_ratio(logp, behaviour, scored, level="sequence")

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dllm_rl.objectives import Mean, masked_mean
+from dllm_rl.objectives.reduce import mean_of
 
 
 def test_a_mean_of_parts_is_the_mean_of_the_whole() -> None:
@@ -31,6 +32,13 @@ def test_what_is_left_out_does_not_matter_and_gets_no_gradient() -> None:
 
 def test_nothing_counted_is_not_a_number() -> None:
     assert math.isnan(float(masked_mean(torch.ones(2), torch.zeros(2, dtype=torch.bool)).value))
+
+
+def test_means_for_reports_count_everything_and_carry_no_gradient() -> None:
+    values = torch.tensor([[1.0, 2.0], [3.0, 6.0]], requires_grad=True)
+    mean = mean_of(values)
+    assert (float(mean.total), int(mean.count), float(mean.value)) == (12.0, 4, 3.0)
+    assert not mean.total.requires_grad
 
 
 def test_a_mean_of_given_sums() -> None:
