@@ -133,14 +133,13 @@ class DiffusionModel:
         if self._reference is not None:
             yield self._reference
         elif hasattr(self._bare, "disable_adapter"):
-            trainable = [parameter for parameter in self._bare.parameters() if parameter.requires_grad]
+            before = [(parameter, parameter.requires_grad) for parameter in self._bare.parameters()]
             try:
                 with self._bare.disable_adapter():
                     yield self
             finally:  # switching adapters on again made all of them trainable
-                self._bare.requires_grad_(False)
-                for parameter in trainable:
-                    parameter.requires_grad_(True)
+                for parameter, trainable in before:
+                    parameter.requires_grad_(trainable)
         else:
             raise ModelContractError(
                 "the model has no adapter to switch off and no frozen copy; call make_reference_copy() before training"
