@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import re
 
-_UNICODE = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "\\times ", "·": "\\cdot ", "÷": "/", "π": "\\pi "}
-    | {"∞": "\\infty ", "\u222a": "\\cup "}
-    | {"≤": "\\le ", "≥": "\\ge ", "±": "\\pm ", "°": "", "\uff05": "", "%": "", "£": "", "€": "", "¥": "", "\xa0": " "}
-    | {"²": "^2", "³": "^3", "½": "\\frac{1}{2}", "¼": "\\frac{1}{4}", "¾": "\\frac{3}{4}"}
-    | {"\u202f": " ", "\u2009": " ", "\u2032": "'"}
-)
+_SPELLED = {
+    "\u2212": "-",
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u00d7": "\\times ",
+    "·": "\\cdot ",
+    "÷": "/",
+    "π": "\\pi ",
+    "∞": "\\infty ",
+    "\u222a": "\\cup ",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "±": "\\pm ",
+    "²": "^2",
+    "³": "^3",
+    "½": "\\frac{1}{2}",
+    "¼": "\\frac{1}{4}",
+    "¾": "\\frac{3}{4}",
+    "\u2032": "'",
+}
+_UNICODE = str.maketrans(_SPELLED | dict.fromkeys("°%\uff05£€¥₹", "") | dict.fromkeys("\xa0\u2009\u202f", " "))
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -27,9 +41,12 @@ _RULES = tuple(
         (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm|operatorname\*?)\s*\{([^{}]*)\}", r"\1"),
     )
 )
-_TEXT = re.compile(r"\\(?:text(?:rm|bf|it|normal|sf)?|mbox|hbox)\s*\{([^{}]*)\}")
+_TEXT_COMMAND = r"\\(?:text(?:rm|bf|it|normal|sf)?|mbox|hbox%s)\s*"
+_TEXT = re.compile(_TEXT_COMMAND % "" + r"\{([^{}]*)\}")
 _TEXT_UNIT = re.compile(
-    r"(?P<value>.*?[^\s{}(\[,])\s*\\(?:text(?:rm|bf|it|normal|sf)?|mbox|hbox|mathrm)\s*\{(?P<unit>[^{},]*)\}\s*(?:\^\s*\{?\d\}?)?\s*[.]?\s*"
+    r"(?P<value>.*?[^\s{(\[,~\\])(?:[\s~]|\\[ ,;:!])*"
+    + _TEXT_COMMAND % "|mathrm"
+    + r"\{(?P<unit>[^{},]*)\}\s*(?:\^\s*\{?\d\}?)?\s*[.]?\s*"
 )
 _WORD_UNIT = re.compile(r"(?P<value>.*(?:[\d})\]]|\\pi))\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*(?:\s*\^\s*\{?\d\}?)?[.]?")
 _JOIN = re.compile(r"\b(?:or|and|to)\b")
@@ -45,7 +62,7 @@ def plain(text: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _TEXT.sub(r" \1 ", text)
-    return _LEAD.sub("", re.sub(r"\s+", " ", text), count=1).strip().rstrip(".").strip()
+    return _LEAD.sub("", re.sub(r"\s+", " ", text), count=1).strip("`# ").rstrip(".;, ")
 
 
 def without_unit(text: str) -> str:

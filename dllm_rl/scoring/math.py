@@ -27,7 +27,7 @@ _BRACKETED = re.compile(
     r"(?P<open>[(\[]|\\\{|\\lbrace(?![A-Za-z]))(?P<body>.*)(?P<close>[)\]]|\\\}|\\rbrace)", re.DOTALL
 )
 _UNSURE = re.compile(
-    r"\b(?:or|to|between|either|maybe|about|approximately)\b|\\approx|≈|\?|\d\s*:\s*\d"
+    r"\b(?:or|to|between|either|maybe|about|approximately)\b|\\approx|≈|\?|\d\s*:\s*\d|\d\s+\d"
     r"|^\s*\d+(?:\.\d+)?\s*(?:-|\\sim|\\dots|\.\.\.?)\s*\d+(?:\.\d+)?\s*$"
 )
 _HUGE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[-+]?\s*(?:\d{4,}|\d+\s*(?:\^|\*\*|!))|\d{4,}\s*!|!\s*!")
@@ -132,12 +132,12 @@ def _same_leaf(gold: str, answer: str) -> bool:
 
 def _spelling(text: str) -> str:
     """What is left without white space, case of words, brackets around words and braces around single symbols."""
-    text = re.sub(r"\{(\w)\}", r"\1", re.sub(r"\s+", "", text))
+    text = re.sub(r"\{(\w)\}", r"\1", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
     base = _BASED.fullmatch(text)
     if base is not None:
         return f"{base['digits']}_{base['base']}"
     word = re.fullmatch(r"[\"'(]*([A-Za-z]+)[\"').]*", text)
-    return word[1].casefold() if word is not None and (len(word[1]) > 1 or text != word[1]) else text
+    return word[1].casefold() if word is not None else text
 
 
 def _assigned(text: str) -> tuple[str, str]:

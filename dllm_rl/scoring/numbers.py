@@ -28,12 +28,12 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _OPERATOR = re.compile(
-    r"\b(?:sin|cos|tan|sec|csc|cot|log|ln|exp|sqrt|root|pi|mod|squared|cubed|factorial|choose|infinity|inf|or|plus|minus|times)\b"
+    r"\b(?:sin|cos|tan|sec|csc|cot|log|ln|exp|sqrt|root|pi|mod|squared|cubed|factorial|choose|infinity|inf|or|and|half)\b"
     r"|\b[ap]\.?m\b|o'clock",
     re.IGNORECASE,
 )
 _WORDS_BEFORE = re.compile(r"(?:[A-Za-z]{2,}|[aAI]\b|[\s'\",.:(*])*")
-_WORDS_AFTER = re.compile(r"(?:[A-Za-z]{2,}|(?:\s|/\s?)[amgLlshCFK]\b|[\s'\",.)*/²³]|(?<=[A-Za-z])-(?=[A-Za-z]))*")
+_WORDS_AFTER = re.compile(r"(?:[A-Za-z]{2,}|(?:\s|/\s?)[amgLlshCFK]\b|[\s'\",.()*/²³]|(?<=[A-Za-z])-(?=[A-Za-z]))*")
 
 
 def read_number(text: str) -> Fraction | None:
@@ -63,7 +63,7 @@ def _plain_number(text: str) -> str:
 
 
 def _is_name(side: str) -> bool:
-    return _NAME.fullmatch(side.strip()) is not None
+    return not side.strip() or _NAME.fullmatch(side.strip()) is not None
 
 
 def _evaluate(side: str) -> Fraction | None:

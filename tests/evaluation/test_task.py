@@ -60,13 +60,21 @@ def test_gold_completions_score_one(name: str, shared: Path) -> None:
 
 def test_names_and_files() -> None:
     assert load_task("gsm8k").name == load_task("eval/gsm8k.py").name == "gsm8k"
-    assert {
-        load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py") if file.stem != "arithmetic"
-    } == set(FILES)
+    assert {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")} == {*FILES, "arithmetic"}
     with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, math500"):
         load_task("gsm")
     with pytest.raises(RecipeError, match=r"no file eval/none\.py"):
         load_task("eval/none.py")
+
+
+def test_toy_arithmetic_makes_its_own_rows() -> None:
+    task = load_task("arithmetic")
+    examples = task.examples()
+    assert len(examples) == 1000
+    for example in examples[:50]:
+        left, right = str(task.prompt(example)).rstrip("=").split("+")
+        assert task.score(example, str(int(left) + int(right))).value == 1
+        assert task.score(example, str(int(left) + int(right) + 1)).value == 0
 
 
 def test_sudoku_needs_rows() -> None:

@@ -18,7 +18,7 @@ def _rows(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize("split", ["test", "train"])
+@pytest.mark.parametrize("split", ["test", pytest.param("train", marks=pytest.mark.slow)])
 def test_gsm8k_solutions(shared: Path, split: str) -> None:
     rows = _rows(shared / f"data/gsm8k/{split}.jsonl")
     assert {each.value for each in score_all("gsm8k", [row["answer"] for row in rows], rows)} == {1.0}
@@ -42,6 +42,7 @@ def test_math500_solutions_and_answers(shared: Path) -> None:
         assert [row["answer"] for row, each in zip(rows, scores, strict=True) if each.value != 1] == []
 
 
+@pytest.mark.slow
 def test_math500_is_not_generous(shared: Path) -> None:
     rows = _rows(shared / "data/math500/test.jsonl")
     shifted = rows[1:] + rows[:1]

@@ -32,6 +32,15 @@ GSM8K = [  # gold is 42 unless given
     (A("42 m^2"), 1),
     (A("42 cm²"), 1),
     (A("42 more apples"), 1),
+    (A("42 (apples)"), 1),
+    (A("42 times"), 1),
+    (A("42\\ \\mathrm{cm}"), 1),
+    (A("42~\\text{cm}"), 1),
+    (A("= 42"), 1),
+    (A("#### 42"), 1),
+    (A("`42`"), 1),
+    (A("42 and a half"), 0),
+    (A("42 minus x"), 0),
     (A("42."), 1),
     (A("**42**"), 1),
     (A("x = 42"), 1),
@@ -173,6 +182,7 @@ MATH = [
     (r"\text{(C)}", "C", 1),
     (r"\text{(C)}", r"\textbf{(C)}", 1),
     (r"\text{(C)}", "B", 0),
+    (r"\text{(C)}", "(c)", 1),
     (r"\text{even}", "not even", 0),
     ("52_8", "52_{8}", 1),
     ("52_8", "52", 0),
@@ -209,6 +219,8 @@ MATH = [
     ("1024", "2^{10}", 1),
     ("120", "5!", 1),
     ("5", "5!", 0),
+    ("18", "1 8", 0),
+    (r"\frac{\sqrt{3}}{3}", r"\frac{1}{\sqrt3}\,\text{cm}", 1),
 ]
 
 COUNTDOWN = [
@@ -360,6 +372,13 @@ def test_rows_without_a_gold_answer_are_refused(task: str, row: dict[str, object
 def test_a_completion_must_be_text() -> None:
     with pytest.raises(DataError, match="expected text"):
         score("gsm8k", None, {"answer": "#### 1"})  # type: ignore[arg-type]
+
+
+def test_threads_and_order_change_nothing() -> None:
+    completions, rows = [B(answer) for _, answer, _ in MATH], [{"answer": gold} for gold, _, _ in MATH]
+    backwards = score_all("math500", completions[::-1], rows[::-1])[::-1]
+    assert [each.value for each in score_all("math500", completions, rows)] == [value for *_, value in MATH]
+    assert [each.value for each in backwards] == [value for *_, value in MATH]
 
 
 def test_many_keep_their_order_and_need_one_row_each() -> None:
