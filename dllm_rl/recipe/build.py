@@ -10,12 +10,12 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from dllm_rl.errors import CheckpointError, RecipeError
+from dllm_rl.errors import CheckpointError
 from dllm_rl.models.denoiser import DiffusionModel
-from dllm_rl.models.load import load_model
 from dllm_rl.recipe.evaluate import evaluator
 from dllm_rl.recipe.launch import check_world, quieten, training_arguments, world_size
 from dllm_rl.recipe.load import load_recipe
+from dllm_rl.recipe.model import make_model
 from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import Data, load_data, make_source
@@ -78,7 +78,7 @@ def _checkpoint(recipe: Recipe) -> Path | None:
 
 def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | None) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # new adapters start from it; every draw has a key of its own
-    model = _model(recipe)
+    model = make_model(recipe, base)
     data = load_data(recipe, base, model)
     arguments = training_arguments(recipe, len(data.rows), resuming=checkpoint is not None)
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -95,29 +95,6 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
     for callback in _callbacks(recipe, folder, trainer, checkpoint):
         trainer.add_callback(callback)
     return trainer
-
-
-def _model(recipe: Recipe) -> DiffusionModel:
-    section = recipe.model
-    model = load_model(
-        section.path,
-        dtype=section.dtype,
-        lora=section.lora,
-        adapter=section.adapter,
-        trainable=True,
-        attn_implementation=section.attn_implementation,
-        tokenizer=section.tokenizer,
-        quantization=section.quantization,
-        revision=section.revision,
-    )
-    if model.tokenizer is None:
-        raise RecipeError(
-            f"model.path: {section.path} has no tokenizer files, and training reads and writes text; put a tokenizer "
-            "beside the weights or set model.tokenizer"
-        )
-    if recipe.algorithm.needs_reference and section.lora is None and section.adapter is None:
-        model.make_reference_copy()
-    return model
 
 
 def _callbacks(

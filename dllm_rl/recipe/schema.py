@@ -26,7 +26,7 @@ class ModelSection(Section):
     """Which weights are trained, and how they are held."""
 
     path: str
-    """Hub id or folder of the model."""
+    """Hub id or folder of the model, or a procedural one such as toy:llada."""
     revision: str | None = None
     """Hub commit, tag or branch."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -41,6 +41,8 @@ class ModelSection(Section):
     """Attention kernel; null: transformers' choice."""
     quantization: Literal["nf4"] | None = None
     """Four-bit storage of the frozen weights; needs lora."""
+    options: Options = {}
+    """Arguments of a procedural model such as toy:llada."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

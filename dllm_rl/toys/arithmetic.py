@@ -11,10 +11,12 @@ _SPLIT_PARTS = 10  # one unordered pair of operands in ten is held out
 _FEISTEL_ROUNDS = 6
 
 
-def rows(split: str, *, seed: int = 0, start: int = 0, count: int = 1000, digits: int = 3) -> list[dict[str, str]]:
+def rows(
+    split: str, *, seed: int = 0, start: int = 0, count: int = 1000, digits: int = 3, careless: float = 0.0
+) -> list[dict[str, str]]:
     """Rows `start` to `start + count - 1` of an endless list of additions.
 
-    A row is `{"prompt": "123+456=", "answer": "0579"}`. Operands have `digits` digits and sums one more, both with
+    A row is `{"prompt": "123+459=", "answer": "0582", "completion": "0582"}`. Operands have `digits` digits and sums one more, both with
     leading zeros, so every prompt and every answer of a given `digits` has one length. The pairs of operands are
     divided once and for all, whatever the seed: one unordered pair in ten is "test", and the same sum with its
     operands exchanged is on the same side. Within one pass over a split no unordered pair occurs twice; then the list
@@ -28,9 +30,11 @@ def rows(split: str, *, seed: int = 0, start: int = 0, count: int = 1000, digits
         start: index of the first row, from 0. A row depends on its index, not on where a call started.
         count: how many rows.
         digits: digits per operand, from 1 to 6.
+        careless: share of demonstrations (`completion`) that forget every carry, "0572" above; `answer` stays right.
+            Which rows these are cannot be told from the prompt.
 
     Raises:
-        DataError: an unknown split, or `start`, `count` or `digits` out of range.
+        DataError: an unknown split, or a number out of range.
     """
     if split not in ("train", "test"):
         raise DataError(f"split is {split!r}; expected 'train' or 'test'")
@@ -38,7 +42,9 @@ def rows(split: str, *, seed: int = 0, start: int = 0, count: int = 1000, digits
         raise DataError(f"digits is {digits}; expected 1 to 6 digits per operand")
     if start < 0 or count < 0:
         raise DataError(f"start is {start} and count is {count}; expected both to be at least 0")
-    return [_row(split, seed, index, digits) for index in range(start, start + count)]
+    if not 0 <= careless <= 1:
+        raise DataError(f"careless is {careless}; expected a share from 0 to 1")
+    return [_row(split, seed, index, digits, careless) for index in range(start, start + count)]
 
 
 def split_size(split: str, digits: int = 3) -> int:
@@ -49,7 +55,7 @@ def split_size(split: str, digits: int = 3) -> int:
     return held_out if split == "test" else pairs - held_out
 
 
-def _row(split: str, seed: int, index: int, digits: int) -> dict[str, str]:
+def _row(split: str, seed: int, index: int, digits: int, careless: float) -> dict[str, str]:
     size = split_size(split, digits)
     turn, place = divmod(index, size)
     offset = split_size("test", digits) if split == "train" else 0
@@ -57,7 +63,19 @@ def _row(split: str, seed: int, index: int, digits: int) -> dict[str, str]:
     smaller, larger = _pair(_permute(slot, split_size("train", digits) + split_size("test", digits), f"split {digits}"))
     exchanged = _hash(f"exchange {seed} {turn} {digits} {smaller} {larger}") % 2
     left, right = (larger, smaller) if exchanged else (smaller, larger)
-    return {"prompt": f"{left:0{digits}}+{right:0{digits}}=", "answer": f"{left + right:0{digits + 1}}"}
+    answer = f"{left + right:0{digits + 1}}"
+    slips = _hash(f"careless {seed} {turn} {digits} {smaller} {larger}") < careless * 2**64
+    return {
+        "prompt": f"{left:0{digits}}+{right:0{digits}}=",
+        "answer": answer,
+        "completion": _without_carries(left, right, digits) if slips else answer,
+    }
+
+
+def _without_carries(left: int, right: int, digits: int) -> str:
+    """Each column added by itself, its carry forgotten."""
+    columns = zip(f"{left:0{digits}}", f"{right:0{digits}}", strict=True)
+    return "0" + "".join(str((int(a) + int(b)) % 10) for a, b in columns)
 
 
 def _pair(number: int) -> tuple[int, int]:

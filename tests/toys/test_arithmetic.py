@@ -22,7 +22,7 @@ def pairs(split: str, *, seed: int = 0, start: int = 0, digits: int = 2) -> list
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_answers_are_right_and_every_field_has_one_width(split: str, digits: int) -> None:
     for row in rows(split, seed=3, start=5, count=40, digits=digits):
-        assert set(row) == {"prompt", "answer"}
+        assert set(row) == {"prompt", "answer", "completion"} and row["completion"] == row["answer"]
         assert re.fullmatch(rf"\d{{{digits}}}\+\d{{{digits}}}=", row["prompt"])
         assert len(row["answer"]) == digits + 1
         assert int(row["answer"]) == sum(operands(row))
@@ -89,3 +89,19 @@ def test_the_list_is_the_same_for_ever() -> None:
 def test_refuses_what_it_cannot_make(split: str, start: int, count: int, digits: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         rows(split, seed=0, start=start, count=count, digits=digits)
+
+
+def test_careless_demonstrations_add_each_column_by_itself() -> None:
+    listed = rows("train", count=400, digits=2, careless=0.6)
+    careful = rows("train", count=400, digits=2)
+    assert [row["answer"] for row in listed] == [row["answer"] for row in careful]
+    slipped = [row for row in listed if row["completion"] != row["answer"]]
+    for row in slipped:
+        left, right = operands(row)
+        columns = [(left // 10 + right // 10) % 10, (left + right) % 10]
+        assert row["completion"] == "0" + "".join(map(str, columns))
+    # 0.6 of all rows slip, and 0.7 of all two-digit sums carry somewhere: 168 expected, standard deviation 10.
+    assert 138 <= len(slipped) <= 198
+    assert all(row["completion"] != row["answer"] for row in rows("train", count=50, digits=6, careless=1.0)[:5])
+    with pytest.raises(DataError, match="careless is 1.5"):
+        rows("train", careless=1.5)
