@@ -118,6 +118,7 @@ def elbo(
             an ELBO), or a corruptor.
         seed: of the draws.
         sample_ids: what a row's draws are keyed by; default 0, 1, ..., so equal rows draw apart.
+        views_per_forward: changes speed and memory, not the result.
 
     Raises:
         ValueError: a completion is empty, the numbers of rows differ, or the corruptor is unknown.

@@ -235,9 +235,9 @@ def tests_for(file: str) -> list[list[str]]:
     """The file's own tests, of which most mutants die; then those of its package and what else is listed for it."""
     package = Path(file).parent.name
     own = ROOT / f"tests/{package}/test_{Path(file).stem}.py"
-    rest = sorted((ROOT / "tests" / package).glob("test_*.py"))
-    more = [test for folder in MORE_TESTS.get(file, []) for test in sorted((ROOT / folder).glob("test_*.py"))]
-    return [[str(test) for test in stage] for stage in ([own] if own.exists() else [], [*rest, *more])]
+    folders = [f"tests/{package}", *MORE_TESTS.get(file, [])]
+    rest = [test for folder in folders for test in sorted((ROOT / folder).glob("test_*.py")) if test != own]
+    return [[str(own)] if own.exists() else [], [str(test) for test in rest]]
 
 
 def run_tests(file: str, tree: ast.Module | None) -> int:
@@ -280,6 +280,13 @@ def killed(status: int) -> bool:
     return code != 0
 
 
+def show(mutant: Mutant) -> None:
+    print(f"\n{mutant.file}:{mutant.line}: {mutant.operator}")
+    for sign, text in (("-", mutant.removed), ("+", mutant.added)):
+        for row in text.splitlines():
+            print(f"{sign} {row}", flush=True)
+
+
 def survivors_of(mutants: Sequence[Mutant]) -> list[Mutant]:
     waiting, running, survivors = list(reversed(mutants)), {}, []
     while waiting or running:
@@ -290,7 +297,8 @@ def survivors_of(mutants: Sequence[Mutant]) -> list[Mutant]:
         mutant = running.pop(pid)
         if not killed(status):
             survivors.append(mutant)
-    return sorted(survivors, key=lambda m: (m.file, m.line))
+            show(mutant)
+    return survivors
 
 
 def read_equivalents() -> dict[tuple[str, str, str], str]:
@@ -325,19 +333,12 @@ def preload() -> None:
 
 def check_unbroken(files: Sequence[str]) -> None:
     """Files with the same tests are checked once."""
-    for file in {frozenset(tests_for(file)[1]): file for file in files}.values():
+    for file in {frozenset(test for stage in tests_for(file) for test in stage): file for file in files}.values():
         start = time.monotonic()
         _, status = os.waitpid(fork(file, None), 0)
         if killed(status):
             raise SystemExit(f"the tests of {file} fail without any mutant; run them by hand")
         print(f"the tests of {file} pass in {time.monotonic() - start:.0f} s", flush=True)
-
-
-def show(mutant: Mutant) -> None:
-    print(f"\n{mutant.file}:{mutant.line}: {mutant.operator}")
-    for sign, text in (("-", mutant.removed), ("+", mutant.added)):
-        for row in text.splitlines():
-            print(f"{sign} {row}")
 
 
 def main() -> int:
@@ -358,9 +359,8 @@ def main() -> int:
         mutants = [m for m in everyone if m.key not in equivalents]
         survivors = survivors_of(mutants)
         total[file], killed_by_file[file] = len(mutants), len(mutants) - len(survivors)
-        for mutant in survivors:
-            show(mutant)
         print(f"\n{file}: killed {killed_by_file[file]} of {total[file]}", flush=True)
+    check_unbroken(files)  # a test broken meanwhile would have killed everything
     return verdict(files, total, killed_by_file, used, equivalents)
 
 
