@@ -59,7 +59,7 @@ class Loss:
 class Algorithm(BaseModel, abc.ABC):
     """Base of all algorithms; concrete ones are never subclassed."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     source: ClassVar[Literal["text", "pairs", "rollouts"]]
     """What it learns from: texts, preference pairs (rows 2i chosen, 2i + 1 rejected) or its own rollouts."""
@@ -82,7 +82,8 @@ class Algorithm(BaseModel, abc.ABC):
     @property
     def is_sum_over_views(self) -> bool:
         """True if the loss of all views is the sum of the losses of any partition of them, so that no pass without
-        gradient is needed before the backward."""
+        gradient is needed before the backward.
+        """
         return False
 
     @property
@@ -112,4 +113,3 @@ class Algorithm(BaseModel, abc.ABC):
     @abc.abstractmethod
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         """The loss as a pure function of the numbers scored."""
-

@@ -1,4 +1,4 @@
-"""The corruptors a recipe can name. Settings only: the mathematics is in `diffusion.corruption`, imported when built."""
+"""The corruptors a recipe can name. Settings only; `diffusion.corruption` is imported when built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class FixedCountSettings(_Settings):

@@ -18,9 +18,9 @@ from dllm_rl.recipe.load import load_recipe
 from dllm_rl.recipe.model import make_model
 from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
-from dllm_rl.recipe.source import Data, load_data, make_source
+from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import is_disk_full, last_complete, update_of
-from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, read_metrics
+from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.trainer import DiffusionTrainer
 
 log = logging.getLogger(__name__)
@@ -136,9 +136,7 @@ def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) 
 def farewell(result: RunResult, model: DiffusionModel) -> str:
     """What the run achieved, where it is, and how to use it."""
     lines = [f"Done. Everything is in {result.output}: final/, metrics.jsonl, curve.png, recipe.json, checkpoints."]
-    for name in sorted(
-        {n for line in result.metrics for n in line if n.startswith("eval/") and n.endswith("/accuracy")}
-    ):
+    for name in accuracy_names(result.metrics):
         values = [line[name] for line in result.metrics if name in line]
         lines.insert(0, f"{name.split('/')[1]} accuracy (held out): {values[0]:.3f} before, {values[-1]:.3f} after")
     lines.append(

@@ -16,10 +16,12 @@ from dllm_rl.recipe.schema import Recipe
 
 
 def under_deepspeed() -> bool:
+    """Whether accelerate was launched with DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
 
 
 def world_size() -> int:
+    """Processes that were launched."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -70,7 +72,7 @@ def _max_steps(recipe: Recipe, given: dict[str, Any], num_rows: int) -> int:
     accumulation = given.get("gradient_accumulation_steps", 1)
     rows_per_update = given.get("per_device_train_batch_size", 8) * accumulation * world_size()
     windows = math.ceil(given["num_train_epochs"] * num_rows / rows_per_update)
-    return windows * recipe.algorithm.num_iterations
+    return int(windows * recipe.algorithm.num_iterations)
 
 
 def _check_windows(recipe: Recipe, arguments: TrainingArguments) -> None:
@@ -97,16 +99,16 @@ def check_world(trainer: Trainer) -> None:
     if wanted > 1 and (state.num_processes != wanted or state.distributed_type.value == "NO"):
         raise RecipeError(
             f"{wanted} processes were launched, but accelerate runs {state.num_processes} as {state.distributed_type}; "
-            "each would train a model of its own. Launch with --config_file recipes/accelerate/ddp_cpu.yaml (no GPU) or "
-            "another file of that folder"
+            "each would train a model of its own. Launch with --config_file recipes/accelerate/ddp_cpu.yaml (no "
+            "GPU) or another file of that folder"
         )
 
 
 def quieten() -> None:
     """Leave the terminal to the run: no bars for loading weights, no hints about settings that are ours."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 

@@ -53,7 +53,8 @@ def _loaded(section: ModelSection, base: Path) -> DiffusionModel:
 
 def locate_folder(name: str, base: Path) -> str:
     """The folder that `name` means in the working directory, beside the recipe or among the shipped files, else `name`
-    itself: a hub id, or a folder that is not there."""
+    itself: a hub id, or a folder that is not there.
+    """
     for folder in (Path.cwd(), base, shipped_root()):
         if (folder / name).is_dir():
             return str(folder / name)

@@ -14,8 +14,7 @@ from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel, load_function
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
-from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Text
-from dllm_rl.training.data import pair_rows, prompt_rows, text_rows
+from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Text, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.source import PairSource, RolloutSource, Source, TextSource
 
 

@@ -16,7 +16,9 @@ def rows(
 ) -> list[dict[str, str]]:
     """Rows `start` to `start + count - 1` of an endless list of additions.
 
-    A row is `{"prompt": "123+459=", "answer": "0582", "completion": "0582"}`. Operands have `digits` digits and sums one more, both with
+    A row is `{"prompt": "123+459=", "answer": "0582", "completion": "0582"}`.
+
+    Operands have `digits` digits and sums one more, both with
     leading zeros, so every prompt and every answer of a given `digits` has one length. The pairs of operands are
     divided once and for all, whatever the seed: one unordered pair in ten is "test", and the same sum with its
     operands exchanged is on the same side. Within one pass over a split no unordered pair occurs twice; then the list

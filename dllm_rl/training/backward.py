@@ -32,7 +32,7 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
     """Consecutive views in groups of at most `size`, filled up to `num_groups` groups that count for nothing."""
     if size < 1:
         raise ValueError(f"views_per_forward is {size}; expected at least 1")
-    groups = [Group(view) for view in torch.arange(num_views).split(size)]
+    groups = [Group(view) for view in torch.split(torch.arange(num_views), size)]
     missing = max(0, (num_groups or 0) - len(groups))
     return groups + [Group(torch.zeros(1, dtype=torch.int64), padding=True)] * missing
 

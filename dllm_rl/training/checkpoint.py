@@ -16,7 +16,13 @@ from dllm_rl.models.load import load_model
 
 _STATE = "trainer_state.json"
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NO_SPACE_TEXT = ("no space left", "file too large", "disk quota exceeded", "failed writing file", "writing to file failed")
+_NO_SPACE_TEXT = (
+    "no space left",
+    "file too large",
+    "disk quota exceeded",
+    "failed writing file",
+    "writing to file failed",
+)
 
 
 def update_of(checkpoint: Path) -> int | None:
@@ -57,8 +63,8 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
         if found.keys() != expected.keys():
             wrong = sorted(found.keys() ^ expected.keys())
             raise CheckpointError(
-                f"{folder}: the adapter does not fit the recipe's: {len(wrong)} weights are in one and not in the other, "
-                f"such as {wrong[0]}; resume with the recipe it was made with"
+                f"{folder}: the adapter does not fit the recipe's: {len(wrong)} weights are in one and not in the "
+                f"other, such as {wrong[0]}; resume with the recipe it was made with"
             )
         set_peft_model_state_dict(network, found)
         return

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from dllm_rl.errors import DataError
 from dllm_rl.rollouts.rows import Row
 from dllm_rl.rollouts.text import encode_prompt, prompt_text
@@ -37,6 +35,8 @@ class PromptRow:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
+    """A prompt with a preferred and a rejected completion, as ids."""
+
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
@@ -44,6 +44,8 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """A prompt and the completion to learn, as ids."""
+
     prompt: list[int]
     completion: list[int]
 
@@ -69,7 +71,7 @@ class PromptFormat:
     not. A column `prompt` is taken as it is: text stays text, messages are a chat.
     """
 
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Any
     template: str | None = None
     system: str | None = None
     source: str = "data"
@@ -138,8 +140,8 @@ class LengthRule:
             reason = f"prompt and completion need {total} positions, the model has {self.max_total}"
         if reason and not self.drop:
             raise DataError(
-                f"{source}, row {index}: {reason}; shorten it, raise the limit or set data.overlong: drop to leave such "
-                "rows out"
+                f"{source}, row {index}: {reason}; shorten it, raise the limit or set data.overlong: drop to leave "
+                "such rows out"
             )
         return reason is None
 

@@ -54,6 +54,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def accuracy_names(lines: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of the evaluation accuracies among metrics."""
+    names = {name for line in lines for name in line}
+    return sorted(name for name in names if name.startswith("eval/") and name.endswith("/accuracy"))
+
+
 class EvaluateEvery(TrainerCallback):
     """Asks for an evaluation every so many updates, and after the last one."""
 
@@ -77,9 +83,7 @@ class Progress(TrainerCallback):
         self.shown: dict[str, str] = {}
         self.start = time.monotonic()
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
             self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="update", dynamic_ncols=True)
 
@@ -97,7 +101,9 @@ class Progress(TrainerCallback):
                 self.shown[label] = f"{logs[name]:.3f}"
         accuracies = {name.split("/")[1]: value for name, value in logs.items() if name.endswith("/accuracy")}
         accuracies.pop("accuracy", None)
-        self.shown.update({name: f"{value:.3f}" for name, value in accuracies.items() if f"eval/{name}/accuracy" in logs})
+        self.shown.update(
+            {name: f"{value:.3f}" for name, value in accuracies.items() if f"eval/{name}/accuracy" in logs}
+        )
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_evaluate(
@@ -150,7 +156,9 @@ def draw_curve(lines: Sequence[dict[str, Any]], picture: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     main = "reward/mean" if any("reward/mean" in line for line in lines) else "loss"
-    accuracies = sorted({name for line in lines for name in line if name.startswith("eval/") and name.endswith("/accuracy")})
+    accuracies = sorted(
+        {name for line in lines for name in line if name.startswith("eval/") and name.endswith("/accuracy")}
+    )
     for name in (main, *accuracies):
         points = [(line["update"], line[name]) for line in lines if line.get(name) is not None]
         if points:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,7 +76,8 @@ class TextSource:
         for micro_batch in range(layout.num_micro_batches):
             visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
             rows = [self.rows[v.row] for v in visits]
-            sequences = sequences_from_ids([r.prompt for r in rows], [r.completion for r in rows], self.pad_id, self.device)
+            prompts, completions = [r.prompt for r in rows], [r.completion for r in rows]
+            sequences = sequences_from_ids(prompts, completions, self.pad_id, self.device)
             material.append(Material(sequences, visit_keys(self.seed, visits, 1).to(self.device)))
         return Harvest(material)
 
@@ -102,10 +103,8 @@ class PairSource:
         return Harvest(material)
 
 
-class Decoder(Protocol):
-    """Text of a completion's ids, up to its first end-of-text id."""
-
-    def __call__(self, ids: Sequence[int]) -> str: ...
+Decoder = Callable[[Sequence[int]], str]
+"""Text of a completion's ids, up to its first end-of-text id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,12 +143,10 @@ class RolloutSource:
         size = layout.per_device * self.num_generations
         material = [
             Material(sequences.select(part), keys.to(device)[part], advantage.flatten().to(device)[part])
-            for part in torch.arange(len(rows), device=device).split(size)
+            for part in torch.split(torch.arange(len(rows), device=device), size)
         ]
-        samples = [
-            Sample(row.as_text(), text, r, a)
-            for row, text, r, a in zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
-        ]
+        judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
+        samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
         return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
 
 

@@ -77,15 +77,15 @@ class DiffusionTrainer(Trainer):
         if self._window is None or self._window.index != window:
             if iteration:
                 raise CheckpointError(
-                    f"update {self.state.global_step} is inside a window of {self.algorithm.num_iterations} updates made "
-                    "from one rollout, which is gone; resume from a checkpoint at a multiple of it"
+                    f"update {self.state.global_step} is inside a window of {self.algorithm.num_iterations} updates "
+                    "made from one rollout, which is gone; resume from a checkpoint at a multiple of it"
                 )
             self._window = self._open(window, num_batches)
         batches = self._window.batches[iteration]
         count = torch.tensor(sum(map(self.algorithm.count, batches)), dtype=torch.float64, device=device)
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(count, reduction="sum")
 
-    def training_step(
+    def training_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Batch], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Back-propagate one micro-batch; the gradient is that of the update's mean loss."""
@@ -112,13 +112,13 @@ class DiffusionTrainer(Trainer):
                 f"update {self.state.global_step + 1}: the loss is {float(total)}; lower train.learning_rate or "
                 "train.max_grad_norm, or start again from the last checkpoint"
             )
-        return total.float()
+        return torch.as_tensor(total, dtype=torch.float32)
 
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:  # type: ignore[override]
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Run the evaluation tasks with the present weights and log what they gave."""
         if self.evaluator is None:
             return {}
-        with _without_training(self.model):
+        with _without_training(self.diffusion.network):
             metrics = self.evaluator()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -144,7 +144,7 @@ class DiffusionTrainer(Trainer):
         )
 
     def _open(self, window: int, num_batches: int) -> Window:
-        with _without_training(self.model):
+        with _without_training(self.diffusion.network):
             harvest = self.source.harvest(window, self.layout, self.state.global_step)
             batches = [
                 [

@@ -144,7 +144,10 @@ def test_released_numbers(shared: Path) -> None:
 
 
 def _recorded(
-    iteration: dict, sequences: Sequences, views: Views, advantage: torch.Tensor  # type: ignore[type-arg]
+    iteration: dict,
+    sequences: Sequences,
+    views: Views,
+    advantage: torch.Tensor,  # type: ignore[type-arg]
 ) -> tuple[Batch, Scores]:
     def numbers(name: str) -> torch.Tensor | None:
         return torch.tensor(iteration[name], dtype=torch.float64) * views.scored if name in iteration else None

@@ -17,7 +17,7 @@ GRPO: dict[str, Any] = {"type": "diffu_grpo", "updates_per_rollout": 2}
 # Kills its own process during the third rollout of the first attempt: after update 4, with checkpoint-4 on disk.
 KILLING = (
     runs.REWARD
-    + '''
+    + """
 def killing(prompts, completions, completion_ids, **columns):
     import signal
     calls, done = HERE / "calls", HERE / "was-killed"
@@ -26,13 +26,13 @@ def killing(prompts, completions, completion_ids, **columns):
         done.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return digits(prompts, completions, completion_ids, **columns)
-'''
+"""
 )
 
 # Leaves room for small files only, from the third rollout of the first attempt on: checkpoint-6 cannot be written.
 FILLING = (
     runs.REWARD
-    + '''
+    + """
 def filling(prompts, completions, completion_ids, **columns):
     import resource
     calls, done = HERE / "calls", HERE / "was-filled"
@@ -41,7 +41,7 @@ def filling(prompts, completions, completion_ids, **columns):
         done.touch()
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return digits(prompts, completions, completion_ids, **columns)
-'''
+"""
 )
 
 
@@ -79,7 +79,8 @@ def test_killed_and_resumed_is_the_uninterrupted_run_bit_for_bit(tmp_path: Path,
     expected, got = runs.weights(folder / "whole"), runs.weights(folder / "killed")
     assert expected.keys() == got.keys()
     assert all(torch.equal(expected[name], got[name]) for name in expected)
-    for wanted, found in zip(_state(folder / "whole")["state"].values(), _state(folder / "killed")["state"].values(), strict=True):
+    whole_state, killed_state = (_state(folder / name)["state"].values() for name in ("whole", "killed"))
+    for wanted, found in zip(whole_state, killed_state, strict=True):
         assert all(torch.equal(wanted[name], found[name]) for name in wanted)
     rename = lambda line: {k.replace("killing", "digits"): v for k, v in line.items()}  # noqa: E731
     assert [rename(line) for line in runs.metrics(folder / "killed")] == runs.metrics(folder / "whole")

@@ -21,7 +21,9 @@ def _joint_gradient(algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser)
     return float(loss.detach()), list(torch.autograd.grad(loss, list(denoiser.parameters())))
 
 
-def _grouped(algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser, size: int, extra: int = 0) -> tuple[float, list[torch.Tensor]]:
+def _grouped(
+    algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser, size: int, extra: int = 0
+) -> tuple[float, list[torch.Tensor]]:
     denoiser.zero_grad()
     num_groups = len(view_groups(len(batch.views), size)) + extra
     losses = backward(
