@@ -188,7 +188,7 @@ def _noise(where: Bool[Tensor, "B N"], num_draws: int, keys: Int64[Tensor, " B"]
     Numbers are dealt to true positions in order, so padding moves nothing; every draw has a key of its own.
     """
     draw = torch.arange(num_draws, device=keys.device)
-    noise = uniform(fold(keys[:, None].expand(-1, num_draws), "hidden", draw), where.shape[-1])
+    noise = uniform(fold(keys[:, None].expand(-1, num_draws), "hidden", draw), where.shape[1])
     place = (where.cumsum(-1) - 1).clamp(min=0)[:, None].expand_as(noise)
     return noise.gather(-1, place).masked_fill(~where[:, None], float("inf"))
 

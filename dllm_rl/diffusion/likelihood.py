@@ -84,13 +84,13 @@ def elbo_draws(logp: Float[Tensor, "R N"], views: Views, num_sequences: int) -> 
     Raises:
         ValueError: the views are not K per sequence, in order.
     """
-    order = torch.arange(len(views), device=views.row.device) * num_sequences // max(len(views), 1)
-    if len(views) % num_sequences or not torch.equal(views.row, order):
+    draws = len(views) // num_sequences
+    if not torch.equal(views.row, torch.arange(num_sequences, device=views.row.device).repeat_interleave(draws)):
         raise ValueError(
             f"{len(views)} views over {num_sequences} sequences are not the same number for each, in order; "
             "pass all views that a corruptor made, unshuffled"
         )
-    return (logp.double().masked_fill(~views.scored, 0.0) * views.weight).sum(-1).view(num_sequences, -1)
+    return (logp.double() * views.weight).masked_fill(~views.scored, 0.0).sum(-1).view(num_sequences, draws)
 
 
 @torch.no_grad()
@@ -158,22 +158,22 @@ def _every_view(sequences: Sequences, mask_id: int) -> Views:
     """Every non-empty hidden set of one sequence's scored positions, weighted so that the views add up to the ELBO."""
     positions = sequences.scored[0].nonzero()[:, 0].tolist()
     n = len(positions)
-    subsets = [subset for count in range(1, n + 1) for subset in combinations(positions, count)]
+    subsets = [subset for fewer in range(n) for subset in combinations(positions, fewer + 1)]
     hidden = torch.zeros(len(subsets), sequences.tokens.shape[1], dtype=torch.bool)
     weight = torch.zeros(hidden.shape, dtype=torch.float64)
     for view, subset in enumerate(subsets):
         hidden[view, list(subset)] = True
         weight[view, list(subset)] = 1.0 / (len(subset) * math.comb(n, len(subset)))
     row: Int64[Tensor, " R"] = torch.zeros(len(subsets), dtype=torch.int64)
-    hidden = hidden.to(sequences.tokens.device)
-    return Views(sequences.tokens.masked_fill(hidden, mask_id), hidden, weight.to(hidden.device), row.to(hidden.device))
+    canvas = sequences.tokens.cpu().masked_fill(hidden, mask_id)
+    return Views(canvas, hidden, weight, row).to(sequences.tokens.device)
 
 
 def _std_error(draws: Float64[Tensor, "B K"], draws_per_estimate: int) -> Float64[Tensor, " B"]:
     estimates = draws.view(len(draws), -1, draws_per_estimate).mean(-1)
-    count = estimates.shape[-1]
+    count = draws.shape[1] // draws_per_estimate
     if count == 1:
-        return torch.full_like(estimates[:, 0], float("nan"))
+        return torch.full_like(draws[:, 0], float("nan"))
     return estimates.std(-1) / math.sqrt(count)
 
 
