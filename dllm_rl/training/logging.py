@@ -99,11 +99,7 @@ class Progress(TrainerCallback):
         for name, label in (("reward/mean", "reward"), ("preference/accuracy", "preferred"), ("loss", "loss")):
             if name in logs:
                 self.shown[label] = f"{logs[name]:.3f}"
-        accuracies = {name.split("/")[1]: value for name, value in logs.items() if name.endswith("/accuracy")}
-        accuracies.pop("accuracy", None)
-        self.shown.update(
-            {name: f"{value:.3f}" for name, value in accuracies.items() if f"eval/{name}/accuracy" in logs}
-        )
+        self.shown.update({name.split("/")[1]: f"{logs[name]:.3f}" for name in accuracy_names([logs])})
         self.bar.set_postfix(self.shown, refresh=False)
 
     def on_evaluate(
@@ -156,10 +152,7 @@ def draw_curve(lines: Sequence[dict[str, Any]], picture: Path) -> None:
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
     main = "reward/mean" if any("reward/mean" in line for line in lines) else "loss"
-    accuracies = sorted(
-        {name for line in lines for name in line if name.startswith("eval/") and name.endswith("/accuracy")}
-    )
-    for name in (main, *accuracies):
+    for name in (main, *accuracy_names(lines)):
         points = [(line["update"], line[name]) for line in lines if line.get(name) is not None]
         if points:
             label = name if name == main else f"{name.split('/')[1]} accuracy (held out)"
@@ -169,5 +162,6 @@ def draw_curve(lines: Sequence[dict[str, Any]], picture: Path) -> None:
     if main == "reward/mean":
         axes.set_ylabel("reward, accuracy")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", frameon=False)
+    if axes.has_data():
+        axes.legend(loc="best", frameon=False)
     figure.savefig(picture, dpi=120)
