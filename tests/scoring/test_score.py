@@ -167,6 +167,8 @@ MATH = [
     ("1,-2", r"x = 1 \text{ or } x = -2", 1),
     ("1,-2", "1", 0),
     ("1", "1, -2", 0),
+    ("1,-2", "1, -2, 5", 0),
+    ("2,2,3", "2,3,3", 0),
     ("3, 5, 7", "357", 0),
     ("41", "41 or 42", 0),
     ("41", r"41 \text{ or } 42", 0),
@@ -314,6 +316,7 @@ def test_sudoku_accepts_any_valid_completion_that_keeps_the_givens() -> None:
     assert score("sudoku", A("1234341243212143"), row).value == 1
     assert score("sudoku", A("2134342143121243"), row).value < 1  # a valid grid, but not of this puzzle
     assert score("sudoku", A("1234341243212144"), row).value < 1
+    assert score("sudoku", A("1234234134124123"), row).value < 1  # rows and columns are right, boxes are not
 
 
 def test_sudoku_9x9() -> None:
