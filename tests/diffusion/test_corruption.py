@@ -311,7 +311,8 @@ def test_stratified_counts_are_uniform_and_evenly_spread(monkeypatch: pytest.Mon
 
 
 def test_the_levels_of_a_row_rise_from_its_shift_and_wrap_around(monkeypatch: pytest.MonkeyPatch) -> None:
-    deal(monkeypatch, torch.tensor([[0.305], [0.905]], dtype=torch.float64), torch.zeros(2, 4, 100, dtype=torch.float64))
+    shifts, noise = torch.tensor([[0.305], [0.905]], dtype=torch.float64), torch.zeros(2, 4, 100, dtype=torch.float64)
+    deal(monkeypatch, shifts, noise)
     views = FixedCount().views(completion_only(100, 2), 4, keys(2), MASK)
     assert views.scored.sum(-1).view(2, 4).tolist() == [[31, 56, 81, 6], [91, 16, 41, 66]]
 
