@@ -107,7 +107,11 @@ class Progress(TrainerCallback):
     ) -> None:
         if self.bar is None:
             return
-        shown = ", ".join(f"{name.removeprefix('eval/')} {value:.3f}" for name, value in metrics.items())
+        shown = ", ".join(
+            f"{name.split('/')[1]} accuracy {metrics[name]:.3f} ± {metrics[f'{stem}/std_error']:.3f}"
+            for name in accuracy_names([metrics])
+            for stem in [name.rpartition("/")[0]]
+        )
         reward = f" | reward {self.shown['reward']}" if "reward" in self.shown else ""
         self.bar.write(f"update {state.global_step:>5}{reward} | {shown} | {time.monotonic() - self.start:.0f} s")
         if samples := self.samples():
