@@ -60,6 +60,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
     _run(trainer, folder, checkpoint)
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
+    trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         print(farewell(result, trainer.diffusion), flush=True)
     return result

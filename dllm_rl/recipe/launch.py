@@ -44,7 +44,8 @@ def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> Trai
     if under_deepspeed() and not torch.cuda.is_available():
         _skip_compiled_communication()
     given.setdefault("logging_steps", 1)
-    given.setdefault("max_grad_norm", 1.0)
+    given.setdefault("log_level", "error")
+    given.setdefault("ddp_find_unused_parameters", False)  # every forward uses every weight that is trained
     given["max_steps"] = _max_steps(recipe, given, num_rows)
     arguments = {
         **_device_arguments(),
