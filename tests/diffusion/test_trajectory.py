@@ -61,6 +61,19 @@ def test_dense_fields_are_those_of_the_last_event(trajectory):
     assert trajectory.num_steps == 3
 
 
+def test_a_position_never_written_has_no_reveal_step_and_no_likelihood(trajectory):
+    first_forward = trajectory.events.select(torch.tensor([0, 1, 5, 6]))
+    begun = replace(trajectory, events=first_forward, selection_logp=trajectory.selection_logp[:, :1])
+    assert begun.completions == [[MASK, 5, EOS], [1, 2, MASK]]
+    assert begun.reveal_step.tolist() == [[0, 1, 1], [1, 1, 0]]
+    assert begun.token_behaviour_logp.tolist() == [[0, 0, 0, -0.5, -1.0], [0, 0, -0.125, -0.375, 0]]
+
+
+def test_the_codes_of_a_log_are_fixed():
+    """A log is a table of integers; one that was stored must read the same later."""
+    assert {op.name: op.value for op in Op} == {"WRITE": 0, "REMASK": 1, "EDIT": 2}
+
+
 def test_the_likelihood_counts_overwritten_draws_and_selections(trajectory):
     assert trajectory.behaviour_logp.tolist() == [-3.75 - 1.5, -12.5 - 3.0]
 
@@ -77,7 +90,8 @@ def test_sequences_pad_on_the_left_and_score_up_to_the_first_end(trajectory):
 
 
 def test_rows_can_be_taken_apart_and_joined_in_any_order(trajectory):
-    assert trajectory.select([]).completions == []
+    none = trajectory.select([])
+    assert (none.completions, none.prompt_length, none.behaviour_logp.tolist()) == ([], 0, [])
     parts = [trajectory.select([1]), trajectory.select([0, 1])]
     joined = Trajectory.concatenate(parts)
     assert joined.completions == [[7, 2, 3], [4, 6, EOS], [7, 2, 3]]
@@ -96,6 +110,13 @@ def test_a_joined_trajectory_has_the_steps_of_the_longest(trajectory):
     joined = Trajectory.concatenate([short, trajectory])
     assert joined.num_steps == 3
     assert joined.behaviour_logp.tolist() == [-15.5, -5.25, -15.5]
+
+
+def test_one_part_joined_is_that_part(trajectory):
+    joined = Trajectory.concatenate([trajectory])
+    assert (joined.gen_length, joined.transform, joined.update) == (3, Transform(0.5), 4)
+    assert joined.events.op.tolist() == [Op.WRITE] * 3 + [Op.REMASK] + [Op.WRITE] * 4 + [Op.EDIT]
+    assert joined.canvas(3).tolist() == trajectory.canvas(3).tolist()
 
 
 def test_what_was_sampled_differently_is_not_joined(trajectory):

@@ -2,8 +2,10 @@
 
     .venv/bin/python tests/tools/mutants.py [dllm_rl/diffusion/corruption.py ...]
 
-Prints survivors as diffs and the share killed per file; exits with 1 below 95%. Mutants that cannot change a result are
-listed by hand, with the reason, in equivalent_mutants.txt beside this file: at most 5% of all.
+Prints survivors as diffs, then a table: per file and in all, how many mutants there are, how many were killed, ran out
+of time (killed too: a loop without end), survived and are listed as equivalent, and the share killed of those not
+listed. Exits with 1 below 95%. Mutants that cannot change a result are listed by hand, with the reason, in
+equivalent_mutants.txt beside this file: at most 5% of all. Files and tests are read as they are while it runs.
 """
 
 from __future__ import annotations
@@ -29,13 +31,15 @@ ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENTS = Path(__file__).with_name("equivalent_mutants.txt")
 PACKAGES = ("dllm_rl/diffusion", "dllm_rl/objectives")
 MORE_TESTS = {  # beside the tests of the package itself
-    "dllm_rl/diffusion/trajectory.py": ["tests/samplers"],
-    "dllm_rl/diffusion/ledger.py": ["tests/samplers"],
+    "dllm_rl/diffusion/trajectory.py": "tests/samplers/test_*.py",
+    "dllm_rl/diffusion/ledger.py": "tests/samplers/test_*.py",
+    "dllm_rl/objectives/__init__.py": "tests/diffusion/test_names.py",
 }
 SEEN_ONLY_BY_OTHER_PROCESSES = "not importing_the_package"
-WORKERS, SECONDS_PER_MUTANT, MEMORY = 2, 120, 24 << 30
+WORKERS, SECONDS_PER_MUTANT, MEMORY = os.cpu_count() or 1, 120, 24 << 30
 SMALLEST_KILLED_SHARE, LARGEST_EQUIVALENT_SHARE = 0.95, 0.05
 BROKEN_TOOL = 99
+COLUMNS = ("mutants", "killed", "out of time", "survived", "equivalent")
 
 ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
     ast.Add: ast.Sub,
@@ -144,6 +148,10 @@ def is_quiet(node: ast.AST) -> bool:
     return isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom)
 
 
+def is_for_type_checkers(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+
+
 def is_droppable(statement: ast.stmt, seen: set[str]) -> bool:
     """Statements whose loss leaves a program that runs: not the first assignment of a name, not a definition."""
     if isinstance(statement, ast.Expr):
@@ -166,7 +174,7 @@ def sites(parent: ast.AST, seen: set[str]) -> Iterator[tuple[str, ast.AST, str, 
         if field in ("annotation", "returns", "decorator_list", "format_spec"):
             continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if not isinstance(child, ast.AST):
+            if not isinstance(child, ast.AST) or is_for_type_checkers(child):
                 continue
             if isinstance(child, ast.stmt) and is_droppable(child, seen):
                 yield "dropped statement", parent, field, index, ast.Pass()
@@ -216,16 +224,20 @@ def difference(before: Sequence[str], after: Sequence[str]) -> tuple[str, str]:
 
 
 class Patch(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives one module other code than its file has."""
+    """Gives one module or package other code than its file has."""
 
     def __init__(self, file: str, tree: ast.Module) -> None:
-        self.name = file.removesuffix(".py").replace("/", ".")
+        self.name = file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         self.file, self.tree = file, tree
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> importlib.machinery.ModuleSpec | None:
         if fullname != self.name:
             return None
-        return importlib.machinery.ModuleSpec(fullname, self, origin=str(ROOT / self.file))
+        origin = ROOT / self.file
+        spec = importlib.machinery.ModuleSpec(fullname, self, origin=str(origin), is_package=origin.stem == "__init__")
+        if spec.submodule_search_locations is not None:
+            spec.submodule_search_locations.append(str(origin.parent))
+        return spec
 
     def exec_module(self, module: ModuleType) -> None:
         exec(compile(ast.fix_missing_locations(self.tree), str(ROOT / self.file), "exec"), module.__dict__)
@@ -235,9 +247,10 @@ def tests_for(file: str) -> list[list[str]]:
     """The file's own tests, of which most mutants die; then those of its package and what else is listed for it."""
     package = Path(file).parent.name
     own = ROOT / f"tests/{package}/test_{Path(file).stem}.py"
-    folders = [f"tests/{package}", *MORE_TESTS.get(file, [])]
-    rest = [test for folder in folders for test in sorted((ROOT / folder).glob("test_*.py")) if test != own]
-    return [[str(own)] if own.exists() else [], [str(test) for test in rest]]
+    rest = sorted(ROOT.glob(f"tests/{package}/test_*.py"))
+    if file in MORE_TESTS:
+        rest += sorted(ROOT.glob(MORE_TESTS[file]))
+    return [[str(own)] if own.exists() else [], [str(test) for test in rest if test != own]]
 
 
 def run_tests(file: str, tree: ast.Module | None) -> int:
@@ -272,12 +285,12 @@ def fork(file: str, tree: ast.Module | None) -> int:
         os._exit(status)
 
 
-def killed(status: int) -> bool:
-    """Tests failed, or the module did not import, or the process ran out of time or memory."""
+def outcome(status: int) -> str:
+    """Killed: tests failed, or the module did not import, or the process ran out of memory."""
     code = os.waitstatus_to_exitcode(status)
     if code in (BROKEN_TOOL, 4, 5):
         raise SystemExit(f"a test process ended with status {code}: no verdict on a mutant; run its tests by hand")
-    return code != 0
+    return {0: "survived", -signal.SIGALRM: "out of time"}.get(code, "killed")
 
 
 def show(mutant: Mutant) -> None:
@@ -287,18 +300,20 @@ def show(mutant: Mutant) -> None:
             print(f"{sign} {row}", flush=True)
 
 
-def survivors_of(mutants: Sequence[Mutant]) -> list[Mutant]:
-    waiting, running, survivors = list(reversed(mutants)), {}, []
+def outcomes(mutants: Sequence[Mutant]) -> Counter[str]:
+    """How many of the mutants were killed, ran out of time and survived; shows the survivors as they come."""
+    waiting, counts = list(reversed(mutants)), Counter[str]()
+    running: dict[int, Mutant] = {}
     while waiting or running:
         while waiting and len(running) < WORKERS:
             mutant = waiting.pop()
             running[fork(mutant.file, mutant.tree)] = mutant
         pid, status = os.wait()
         mutant = running.pop(pid)
-        if not killed(status):
-            survivors.append(mutant)
+        counts[outcome(status)] += 1
+        if outcome(status) == "survived":
             show(mutant)
-    return survivors
+    return counts
 
 
 def read_equivalents() -> dict[tuple[str, str, str], str]:
@@ -336,7 +351,7 @@ def check_unbroken(files: Sequence[str]) -> None:
     for file in {frozenset(test for stage in tests_for(file) for test in stage): file for file in files}.values():
         start = time.monotonic()
         _, status = os.waitpid(fork(file, None), 0)
-        if killed(status):
+        if outcome(status) != "survived":
             raise SystemExit(f"the tests of {file} fail without any mutant; run them by hand")
         print(f"the tests of {file} pass in {time.monotonic() - start:.0f} s", flush=True)
 
@@ -344,47 +359,48 @@ def check_unbroken(files: Sequence[str]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="default: every module of diffusion/ and objectives/")
-    everything = [str(p.relative_to(ROOT)) for folder in PACKAGES for p in sorted((ROOT / folder).glob("*.py"))]
-    files = parser.parse_args().files or [file for file in everything if not file.endswith("__init__.py")]
+    files = parser.parse_args().files or [
+        str(path.relative_to(ROOT)) for folder in PACKAGES for path in sorted((ROOT / folder).glob("*.py"))
+    ]
+    start = time.monotonic()
     os.chdir(ROOT)
     preload()
     check_unbroken(files)
     equivalents = read_equivalents()
-    total: Counter[str] = Counter()
-    killed_by_file: Counter[str] = Counter()
-    used: set[tuple[str, str, str]] = set()
+    counts: dict[str, Counter[str]] = {}
+    stale = {key for key in equivalents if key[0] in files}
     for file in files:
         everyone = mutants_of(file, (ROOT / file).read_text())
-        used |= {m.key for m in everyone if m.key in equivalents}
-        mutants = [m for m in everyone if m.key not in equivalents]
-        survivors = survivors_of(mutants)
-        total[file], killed_by_file[file] = len(mutants), len(mutants) - len(survivors)
-        print(f"\n{file}: killed {killed_by_file[file]} of {total[file]}", flush=True)
+        mutants = [mutant for mutant in everyone if mutant.key not in equivalents]
+        stale -= {mutant.key for mutant in everyone}
+        counts[file] = outcomes(mutants) + Counter(mutants=len(everyone), equivalent=len(everyone) - len(mutants))
+        print(table_row(file, counts[file]), flush=True)
     check_unbroken(files)  # a test broken meanwhile would have killed everything
-    return verdict(files, total, killed_by_file, used, equivalents)
-
-
-def verdict(
-    files: Sequence[str],
-    total: Counter[str],
-    killed_by_file: Counter[str],
-    used: set[tuple[str, str, str]],
-    equivalents: dict[tuple[str, str, str], str],
-) -> int:
-    print()
-    for file in files:
-        print(
-            f"{file:45} {killed_by_file[file]:4} of {total[file]:4}  {killed_by_file[file] / max(total[file], 1):6.1%}"
-        )
-    share = killed_by_file.total() / total.total()
-    print(f"{'all':45} {killed_by_file.total():4} of {total.total():4}  {share:6.1%}, {len(used)} equivalent left out")
-    stale = [key for key in equivalents if key[0] in files and key not in used]
     for file, removed, added in stale:
         print(f"{EQUIVALENTS.name}: no such mutant of {file} any more, delete it:\n- {removed}\n+ {added}")
-    too_many = len(used) > LARGEST_EQUIVALENT_SHARE * (total.total() + len(used))
+    passes = verdict(counts)
+    print(f"{(time.monotonic() - start) / 60:.1f} minutes")
+    return int(bool(stale) or not passes)
+
+
+def share_killed(count: Counter[str]) -> float:
+    return (count["killed"] + count["out of time"]) / max(count["mutants"] - count["equivalent"], 1)
+
+
+def table_row(name: str, count: Counter[str]) -> str:
+    return f"{name:36}" + "".join(f"{count[column]:12}" for column in COLUMNS) + f"{share_killed(count):12.1%}"
+
+
+def verdict(counts: dict[str, Counter[str]]) -> bool:
+    """Prints the table; whether enough mutants died, and few enough are listed as equivalent."""
+    total = sum(counts.values(), Counter[str]())
+    print("\n" + " " * 36 + "".join(f"{column:>12}" for column in (*COLUMNS, "share")))
+    for name, count in {**counts, "all": total}.items():
+        print(table_row(name, count))
+    too_many = total["equivalent"] > LARGEST_EQUIVALENT_SHARE * total["mutants"]
     if too_many:
-        print(f"{len(used)} equivalent mutants are more than {LARGEST_EQUIVALENT_SHARE:.0%} of all")
-    return int(share < SMALLEST_KILLED_SHARE or too_many or bool(stale))
+        print(f"{total['equivalent']} equivalent mutants are more than {LARGEST_EQUIVALENT_SHARE:.0%} of all")
+    return share_killed(total) >= SMALLEST_KILLED_SHARE and not too_many
 
 
 if __name__ == "__main__":

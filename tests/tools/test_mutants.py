@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -25,6 +26,8 @@ def tool() -> ModuleType:
 SOURCE = '''
 """Docstring 1 + 1."""
 from math import pi
+if TYPE_CHECKING:
+    from math import tau
 
 def f(x: int, *, flag: bool = True) -> int:
     """Docstring."""
@@ -73,3 +76,38 @@ def test_the_list_of_equivalents_gives_a_reason_for_each(tool: ModuleType) -> No
         assert (tool.ROOT / file).is_file()
         assert removed != added
         assert len(reason) > 20
+
+
+def test_a_module_and_a_package_can_be_given_other_code(tool: ModuleType) -> None:
+    folder = str(tool.ROOT / "dllm_rl/objectives")
+    for file, name in (("ratio.py", "dllm_rl.objectives.ratio"), ("__init__.py", "dllm_rl.objectives")):
+        patch = tool.Patch(f"dllm_rl/objectives/{file}", ast.parse("broken = __name__"))
+        assert patch.find_spec("dllm_rl.diffusion", None) is None
+        module = importlib.util.module_from_spec(patch.find_spec(name, None))
+        patch.exec_module(module)
+        assert module.broken == name
+        assert getattr(module, "__path__", None) == ([folder] if file == "__init__.py" else None)
+
+
+@pytest.mark.parametrize(
+    ("killed", "out_of_time", "survived", "equivalent", "passes"),
+    [(94, 1, 5, 5, True), (94, 0, 6, 0, False), (94, 0, 0, 6, False), (95, 0, 0, 5, True)],
+)
+def test_the_verdict_wants_95_percent_killed_and_at_most_5_listed(
+    tool: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    killed: int,
+    out_of_time: int,
+    survived: int,
+    equivalent: int,
+    passes: bool,
+) -> None:
+    mutants = killed + out_of_time + survived + equivalent
+    one = Counter(mutants=2, killed=2)
+    other = Counter(mutants=mutants - 2, killed=killed - 2, survived=survived, equivalent=equivalent)
+    other["out of time"] = out_of_time
+    assert tool.verdict({"a.py": one, "b.py": other}) is passes
+    header, first, _, last = capsys.readouterr().out.splitlines()[1:5]
+    assert header.split() == ["mutants", "killed", "out", "of", "time", "survived", "equivalent", "share"]
+    assert first.split() == ["a.py", "2", "2", "0", "0", "0", "100.0%"]
+    assert last.split()[:6] == ["all", *map(str, (mutants, killed, out_of_time, survived, equivalent))]
