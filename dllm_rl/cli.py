@@ -47,15 +47,6 @@ def _run(arguments: argparse.Namespace) -> None:
     from dllm_rl.recipe.build import train
 
     _recorded(train)(arguments.recipe, arguments.overrides)
-    _leave_process_group()
-
-
-def _leave_process_group() -> None:
-    """Join the threads that processes met over: an interpreter that exits with them running may abort."""
-    from torch import distributed
-
-    if distributed.is_available() and distributed.is_initialized():
-        distributed.destroy_process_group()
 
 
 def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | None]:

@@ -13,7 +13,13 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.recipe.evaluate import evaluator
-from dllm_rl.recipe.launch import check_world, quieten, training_arguments, world_size
+from dllm_rl.recipe.launch import (
+    check_world,
+    leave_process_group_at_exit,
+    quieten,
+    training_arguments,
+    world_size,
+)
 from dllm_rl.recipe.load import load_recipe
 from dllm_rl.recipe.model import make_model
 from dllm_rl.recipe.output import RunFolder, check_owner, record
@@ -50,6 +56,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
     """
     recipe = load_recipe(recipe_path_or_dict, overrides)
     quieten()
+    leave_process_group_at_exit()
     base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else Path(recipe_path_or_dict).resolve().parent
     checkpoint = _checkpoint(recipe)
     folder = RunFolder(Path(recipe.output))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import math
 import os
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
+from torch import distributed
 from transformers import Trainer, TrainingArguments
 
 from dllm_rl.errors import RecipeError
@@ -45,6 +49,7 @@ def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> Trai
         _skip_compiled_communication()
     given.setdefault("logging_steps", 1)
     given.setdefault("log_level", "error")
+    given.setdefault("log_level_replica", "error")
     given.setdefault("ddp_find_unused_parameters", False)  # every forward uses every weight that is trained
     given["max_steps"] = _max_steps(recipe, given, num_rows)
     arguments = {
@@ -111,6 +116,18 @@ def quieten() -> None:
     transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     transformers.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
+@cache
+def leave_process_group_at_exit() -> None:
+    """Join the threads that processes met over before the interpreter exits: left running they may abort it."""
+    atexit.register(_leave_process_group)
+
+
+def _leave_process_group() -> None:
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # the wrapped model holds the group, and sits in reference cycles
+        distributed.destroy_process_group()
 
 
 def _skip_compiled_communication() -> None:
