@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm_rl.errors import CheckpointError
@@ -58,7 +58,8 @@ def save(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str
         state_dict: the whole network's tensors when they had to be gathered from several processes.
 
     Raises:
-        CheckpointError: when the disk or the folder refuses the files.
+        CheckpointError: when the disk or the folder refuses the files, or a tensor is empty because its values are
+            spread over processes.
     """
     scratch = folder.with_name(f".{folder.name}.writing")
     try:
@@ -66,6 +67,7 @@ def save(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[str
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         _write(network, tokenizer, scratch, state_dict)
+        _refuse_empty(scratch)
         _move(scratch, folder)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -100,6 +102,18 @@ def _write_base(network: PeftModel, folder: Path, state_dict: dict[str, Tensor] 
     }
     base: Any = network.get_base_model()
     base.save_pretrained(str(folder), state_dict=below)
+
+
+def _refuse_empty(folder: Path) -> None:
+    """DeepSpeed's third stage leaves empty tensors in the network, even in a single process."""
+    for file in folder.rglob("*.safetensors"):
+        with safe_open(file, framework="pt") as tensors:
+            empty = [name for name in tensors.keys() if 0 in tensors.get_slice(name).get_shape()]  # noqa: SIM118
+        if empty:
+            raise CheckpointError(
+                f"{len(empty)} tensors to be written are empty, such as {empty[0]}: their values are spread over "
+                "processes. Gather them and pass them as state_dict"
+            )
 
 
 def _move(scratch: Path, folder: Path) -> None:

@@ -61,6 +61,20 @@ def test_gathered_tensors_are_what_is_written(tmp_path: Path) -> None:
         assert torch.equal(load_model(tmp_path / "m").logits(IDS), other.logits(IDS))
 
 
+def test_weights_that_are_elsewhere_are_not_saved_as_nothing(tmp_path: Path) -> None:
+    folder = write_tiny_llada(tmp_path / "m", seed=1)
+    before, model = contents(folder), tiny_llada(seed=2)
+    whole = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
+    model.network.model.layers[0].mlp.up_proj.weight.data = torch.empty(0)  # as under ZeRO's third stage
+    with pytest.raises(
+        CheckpointError, match="1 tensors .* are empty, such as model.transformer.blocks.0.up_proj.weight"
+    ):
+        model.save(folder)
+    assert contents(folder) == before
+    model.save(folder, state_dict=whole)
+    assert contents(folder)["model.safetensors"] != before["model.safetensors"]
+
+
 FILL_THE_DISK = """
 import resource, sys
 from dllm_rl.errors import CheckpointError
