@@ -33,7 +33,7 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
             "cannot be compared. Only sft may use dropout"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reset every GPU's generator for good
         try:
             wrapped = get_peft_model(network, LoraConfig(**{"target_modules": "all-linear", **arguments}))
         except (TypeError, ValueError) as error:
