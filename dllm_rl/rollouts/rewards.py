@@ -118,10 +118,16 @@ class RewardPanel:
             update: named in errors.
 
         Raises:
-            RewardError: a function raised, did not return in time, returned anything but B finite numbers or None, or
-                no function applies to a row.
+            RewardError: a function raised, did not return in time, returned anything but B finite numbers or None, no
+                function applies to a row, or a column has the name of another argument.
         """
-        columns = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids, **columns}
+        judged = {"prompts": prompts, "completions": completions, "completion_ids": completion_ids}
+        if taken := sorted(judged.keys() & columns.keys()):
+            raise RewardError(
+                f"the data have a column {taken[0]!r}, which is what reward functions call the run's own; rename the "
+                "column, for example with data.map"
+            )
+        columns = {**judged, **columns}
         sizes = {name: len(column) for name, column in columns.items()}
         if set(sizes.values()) != {len(prompts)}:
             raise RewardError(f"columns for reward functions have lengths {sizes}; expected {len(prompts)} each")

@@ -50,6 +50,12 @@ def test_functions_see_trl_keywords_and_every_column() -> None:
     }
 
 
+@pytest.mark.parametrize("name", ["prompts", "completions", "completion_ids"])
+def test_no_column_stands_in_for_what_the_policy_wrote(name: str) -> None:
+    with pytest.raises(RewardError, match=f"a column '{name}'.*rename"):
+        RewardPanel([returning([1, 1, 1])])(PROMPTS, TEXTS, IDS, {name: ["gold"] * 3})
+
+
 def test_total_is_the_weighted_sum_over_functions_that_apply() -> None:
     async def length(completions: list[str], **columns: Any) -> list[float | None]:
         await asyncio.sleep(0)
