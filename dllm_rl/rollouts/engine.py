@@ -13,12 +13,11 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from dllm_rl.diffusion.trajectory import Trajectory
-from dllm_rl.errors import DataError
+from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
-from dllm_rl.samplers.blocks import cut
 from dllm_rl.samplers.canvas import refuse_overlong
 from dllm_rl.samplers.generate import rollout
-from dllm_rl.samplers.presets import preset
+from dllm_rl.samplers.presets import make_sampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,17 +65,24 @@ class LocalEngine:
         batch_size: prompts per forward; None for all at once.
 
     Raises:
-        RecipeError: unknown sampler or option, or lengths that do not divide.
+        RecipeError: a setting cannot be used, see `make_sampler`; or batch_size is below 1.
     """
 
     def __init__(self, model: DiffusionModel, settings: RolloutSettings, batch_size: int | None = None) -> None:
         if batch_size is not None and batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; expected at least 1, or None for all prompts at once")
+            raise RecipeError(f"batch_size is {batch_size}; expected at least 1, or None for all prompts at once")
         self.model = model
         self.batch_size = batch_size
-        blocks = cut(settings.gen_length, settings.block_length, settings.steps)
-        chosen = preset(settings.sampler, settings.options)
-        self.sampler = chosen.build(model.spec, blocks, settings.temperature, settings.cfg_scale)
+        self.sampler = make_sampler(
+            model.spec,
+            settings.sampler,
+            settings.options,
+            gen_length=settings.gen_length,
+            block_length=settings.block_length,
+            steps=settings.steps,
+            temperature=settings.temperature,
+            cfg_scale=settings.cfg_scale,
+        )
 
     @property
     def returns_trajectory(self) -> bool:

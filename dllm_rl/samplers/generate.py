@@ -13,10 +13,9 @@ from dllm_rl import rng
 from dllm_rl.diffusion.denoiser import Denoiser
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError
-from dllm_rl.samplers.blocks import cut
 from dllm_rl.samplers.canvas import blank_canvas
 from dllm_rl.samplers.loop import Sampler, run
-from dllm_rl.samplers.presets import preset
+from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.record import Recorder
 
 
@@ -51,10 +50,19 @@ def generate(
         options: of the preset; for "llada": remasking, logits_eos_inf, confidence_eos_eot_inf, eot_id.
 
     Raises:
-        RecipeError: unknown sampler or option, or numbers that do not divide.
+        RecipeError: unknown sampler or option, numbers that do not divide, or a negative temperature or cfg_scale.
         DataError: no prompts, a prompt too long for the model, or not one sample id per prompt.
     """
-    chosen = preset(sampler, options).build(model.spec, cut(gen_length, block_length, steps), temperature, cfg_scale)
+    chosen = make_sampler(
+        model.spec,
+        sampler,
+        options,
+        gen_length=gen_length,
+        block_length=block_length,
+        steps=steps,
+        temperature=temperature,
+        cfg_scale=cfg_scale,
+    )
     ids = range(len(prompts)) if sample_ids is None else sample_ids
     if len(ids) != len(prompts):
         raise DataError(f"{len(ids)} sample_ids for {len(prompts)} prompts; expected one id per prompt")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_type_hints, runtime_checkable
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import RecipeError
-from dllm_rl.samplers.blocks import Blocks
+from dllm_rl.samplers.blocks import Blocks, cut
 from dllm_rl.samplers.loop import Sampler
 from dllm_rl.samplers.score import DrawnProbability, MaxProbability, RandomOrder, Score
 from dllm_rl.samplers.select import EvenQuota
@@ -49,7 +50,7 @@ class Llada:
             raise RecipeError(f"remasking is {self.remasking!r}; expected 'low_confidence' or 'random'")
 
     def build(self, spec: DiffusionSpec, blocks: Blocks, temperature: float, cfg_scale: float) -> Sampler:
-        never = spec.eos_ids[:1] if self.logits_eos_inf else ()
+        never = spec.eos_ids if self.logits_eos_inf else ()
         turn = () if self.eot_id is None else (self.eot_id,)
         last = (*spec.eos_ids, *turn) if self.confidence_eos_eot_inf else ()
         score: Score = RandomOrder()
@@ -83,16 +84,42 @@ def preset(name: str, options: Mapping[str, Any]) -> Preset:
     """The preset called `name`, with `options` set.
 
     Raises:
-        RecipeError: there is no such preset, or it has no such option.
+        RecipeError: there is no such preset, it has no such option, or an option is of the wrong type.
     """
     if name not in PRESETS:
         raise RecipeError(f"no sampler is called {name!r}; {_suggest(name, list(PRESETS))}")
     chosen = PRESETS[name]
-    known = [field.name for field in fields(chosen)]  # type: ignore[arg-type]
-    for option in options:
-        if option not in known:
-            raise RecipeError(f"sampler {name!r} has no option {option!r}; {_suggest(option, known)}")
+    types = get_type_hints(chosen)
+    for option, value in options.items():
+        if option not in types:
+            raise RecipeError(f"sampler {name!r} has no option {option!r}; {_suggest(option, list(types))}")
+        if not isinstance(value, types[option]):  # the text "no" would count as true
+            expected = getattr(types[option], "__name__", types[option])
+            raise RecipeError(f"sampler {name!r}: option {option} is {value!r}; expected {expected}")
     return chosen(**options)
+
+
+def make_sampler(
+    spec: DiffusionSpec,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    gen_length: int,
+    block_length: int | None,
+    steps: int | None,
+    temperature: float,
+    cfg_scale: float,
+) -> Sampler:
+    """The sampler that settings describe; see `samplers.generate` for their meaning.
+
+    Raises:
+        RecipeError: unknown sampler or option, lengths that do not divide, or a temperature or guidance that is
+            negative or not finite.
+    """
+    for setting, value in (("temperature", temperature), ("cfg_scale", cfg_scale)):
+        if not 0 <= value < math.inf:
+            raise RecipeError(f"{setting} is {value}; expected a finite number, at least 0")
+    return preset(name, options).build(spec, cut(gen_length, block_length, steps), temperature, cfg_scale)
 
 
 def _suggest(word: str, known: list[str]) -> str:

@@ -60,7 +60,7 @@ def test_mistakes_are_found_before_anything_is_sampled(tiny, keys):
         LocalEngine(tiny, RolloutSettings(sampler="llda"))
     with pytest.raises(RecipeError, match="no option 'threshold'"):
         LocalEngine(tiny, RolloutSettings(options={"threshold": 0.9}))
-    with pytest.raises(ValueError, match="batch_size is 0"):
+    with pytest.raises(RecipeError, match="batch_size is 0"):
         LocalEngine(tiny, SETTINGS, 0)
     with pytest.raises(DataError, match="6 keys for 1 prompts"):
         LocalEngine(tiny, SETTINGS).generate([[1]], keys)

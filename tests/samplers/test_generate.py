@@ -109,8 +109,8 @@ def test_forbidden_ids_are_never_drawn_though_the_model_wants_them():
         assert out.transform == Transform(temperature, 0.0, (2, 4))
 
 
-def wants_to_end() -> Table:
-    model = Table(words=4, longest=5, eos_ids=(2,))
+def wants_to_end(eos_ids: tuple[int, ...] = (2,)) -> Table:
+    model = Table(words=4, longest=5, eos_ids=eos_ids)
     for table in model.tables.values():
         table[..., 2] += 2.0
     return model
@@ -121,6 +121,8 @@ def test_the_end_of_sequence_can_be_forbidden():
     never = generate(wants_to_end(), [[1]] * 40, gen_length=4, temperature=1.0, logits_eos_inf=True)
     assert usual.finished.double().mean() > 0.9
     assert not never.finished.any()
+    several = generate(wants_to_end((0, 2)), [[1]] * 40, gen_length=4, temperature=1.0, logits_eos_inf=True)
+    assert not several.finished.any()
 
 
 @pytest.mark.parametrize(("eot_id", "late"), [(None, {2}), (0, {0, 2})])
@@ -158,6 +160,12 @@ def test_a_prompt_is_taken_exactly_as_given():
         ({"steps": 0}, "steps is 0"),
         ({"gen_length": 0}, "gen_length is 0"),
         ({"block_length": -2}, "block_length is -2"),
+        ({"logits_eos_inf": "no"}, "logits_eos_inf is 'no'; expected bool"),
+        ({"eot_id": "7"}, "eot_id is '7'; expected int | None"),
+        ({"temperature": -0.1}, "temperature is -0.1"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"cfg_scale": -1.0}, "cfg_scale is -1.0"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments, message):
