@@ -12,6 +12,7 @@ from dllm_rl import rng
 from dllm_rl.errors import DataError, ModelContractError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
+from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +46,19 @@ def generate_text(
         DataError: a prompt is empty.
         ModelContractError: the model came without a tokenizer, or the tokenizer has no chat template.
     """
-    tokenizer = model.tokenizer
-    if tokenizer is None:
-        raise ModelContractError(
-            "the model's folder has no tokenizer files, which text needs; add them or call generate() with ids"
-        )
+    decode = decode_until_eos(model)
+    tokenizer: Any = model.tokenizer  # there is one, or there would be no decoder
     if chat and not tokenizer.chat_template:
         raise ModelContractError("the tokenizer has no chat template; pass chat=False to continue the text as it is")
-    ids = [_encode(tokenizer, row, prompt, chat) for row, prompt in enumerate(prompts)]
+    ids = [encode_prompt(tokenizer, _turn(row, prompt, chat)) for row, prompt in enumerate(prompts)]
     keys = rng.sample_keys(seed, torch.arange(len(prompts)))
     out = LocalEngine(model, settings, batch_size).generate(ids, keys)
-    written = [
-        [token for token, kept in zip(tokens, keep, strict=True) if kept]
-        for tokens, keep in zip(out.completions, out.written.tolist(), strict=True)
-    ]
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+    texts = [decode(tokens) for tokens in out.completions]
     rows = zip(prompts, texts, out.finished.tolist(), out.nfe, strict=True)
     return [GeneratedText(prompt, text, finished, forwards) for prompt, text, finished, forwards in rows]
 
 
-def _encode(tokenizer: Any, row: int, prompt: str, chat: bool) -> list[int]:
+def _turn(row: int, prompt: str, chat: bool) -> Prompt:
     if not prompt.strip():
         raise DataError(f"prompt {row} is empty; expected some text")
-    if chat:
-        message = [{"role": "user", "content": prompt}]
-        prompt = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    return [{"role": "user", "content": prompt}] if chat else prompt
