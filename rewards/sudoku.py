@@ -2,6 +2,7 @@
 
 from dllm_rl import score
 from dllm_rl.scoring.answers import text_of
+from dllm_rl.scoring.sudoku import is_solved
 
 NAMES = ("puzzle", "solution", "Puzzle", "Solution")
 
@@ -13,8 +14,9 @@ def cells(completions, **columns):
 
 
 def solved(completions, **columns):
-    """1 for a solved puzzle, else 0."""
-    return [float(share == 1.0) for share in cells(completions, **columns)]
+    """1 for a completed grid that keeps the givens, else 0."""
+    pairs = zip(completions, _rows(columns), strict=True)
+    return [float(is_solved(text_of(completion), row)) for completion, row in pairs]
 
 
 def _rows(columns):

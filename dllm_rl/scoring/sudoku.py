@@ -18,13 +18,14 @@ def score_sudoku(completion: str, row: Mapping[str, Any]) -> Score:
     """The share of empty cells that agree with the solution; 1 for any valid completed grid that keeps the givens.
 
     Cells are read in order; separators, brackets and line breaks between them do not count. Cells that an answer does
-    not reach are not right. An answer with more cells than the grid, or with anything but cells, scores 0.
+    not reach are not right. An answer with more cells than the grid, or with anything but cells, scores 0. Givens are
+    not counted, so a grid that changes one can score 1: `is_solved` is stricter.
     """
     puzzle, solution = _read_row(row)
     answer = final_answer(completion)
     if not answer:
         return NO_ANSWER if answer is None else EMPTY_ANSWER
-    cells = _SEPARATORS.sub("", answer.rstrip(". ")).replace(".", "0").replace("_", "0")
+    cells = _cells(answer)
     if len(cells) > len(puzzle) or not (cells.isascii() and cells.isdigit()):
         return Score.wrong(answer, f"expected {len(puzzle)} digits, found {len(cells)} symbols: {cells[:100]!r}")
     if is_completion(puzzle, cells):
@@ -32,6 +33,16 @@ def score_sudoku(completion: str, row: Mapping[str, Any]) -> Score:
     empty = [i for i, given in enumerate(puzzle) if given == "0"]
     right = sum(cells[i : i + 1] == solution[i] for i in empty)
     return Score(right / len(empty), answer, f"{right} of {len(empty)} empty cells are right")
+
+
+def is_solved(completion: str, row: Mapping[str, Any]) -> bool:
+    """Whether the answer is a valid completed grid that keeps the givens of the row's puzzle."""
+    puzzle, _ = _read_row(row)
+    return is_completion(puzzle, _cells(final_answer(completion) or ""))
+
+
+def _cells(answer: str) -> str:
+    return _SEPARATORS.sub("", answer.rstrip(". ")).replace(".", "0").replace("_", "0")
 
 
 def is_completion(puzzle: str, grid: str) -> bool:

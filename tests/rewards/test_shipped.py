@@ -62,6 +62,19 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
         [0, 0, 0],
     ),
     ("sudoku.py:cells", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0.5, 0]),
+    # Every empty cell is right, but a given is overwritten; all right; nothing.
+    (
+        "sudoku.py:cells",
+        ["<answer>4142243142131324</answer>", "<answer>3142243142131324</answer>", ""],
+        SUDOKU,
+        [1, 1, 0],
+    ),
+    (
+        "sudoku.py:solved",
+        ["<answer>4142243142131324</answer>", "<answer>3142243142131324</answer>", ""],
+        SUDOKU,
+        [0, 1, 0],
+    ),
     ("sudoku.py:solved", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0, 0]),
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
 ]
