@@ -58,9 +58,11 @@ def run_task(
         ModelContractError: the model came without a tokenizer.
     """
     decode = decode_until_eos(model)
+    if limit is not None and limit < 1:
+        raise DataError(f"task {task.name}: limit is {limit}; expected at least 1, or None for all examples")
     examples = list(task.examples())[:limit]
     if not examples:
-        raise DataError(f"task {task.name}: no examples (limit is {limit}); expected at least one")
+        raise DataError(f"task {task.name}: no examples; expected at least one")
     rounds = -(-len(examples) // world)
     mine = [min(rank + turn * world, len(examples) - 1) for turn in range(rounds)]
     records: list[Record] = []

@@ -103,8 +103,9 @@ def test_a_lost_record_is_an_error(tiny: DiffusionModel) -> None:
 def test_limit_takes_the_first_and_none_is_refused(tiny: DiffusionModel) -> None:
     whole = run_task(LocalEngine(tiny, SETTINGS), tiny, Sums())
     assert run_task(LocalEngine(tiny, SETTINGS), tiny, Sums(), limit=3).scores == whole.scores[:3]
-    with pytest.raises(DataError, match="no examples"):
-        run_task(LocalEngine(tiny, SETTINGS), tiny, Sums(), limit=0)
+    for limit in (0, -1):  # -1 would leave out the last one
+        with pytest.raises(DataError, match=f"limit is {limit}"):
+            run_task(LocalEngine(tiny, SETTINGS), tiny, Sums(), limit=limit)
 
 
 def test_text_needs_a_tokenizer(tiny: DiffusionModel) -> None:
