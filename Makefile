@@ -13,7 +13,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 	$(PY) -m pip install --quiet --editable '.[dev,deepspeed]'
 	touch $@
 
-# Learns in under a minute on a laptop, and prints what it learned.
+# Trains a tiny model with RL, about three minutes on two CPU cores, and prints what it learned.
 quickstart: .venv/.installed
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/quickstart.yaml
 

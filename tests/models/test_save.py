@@ -66,9 +66,7 @@ def test_weights_that_are_elsewhere_are_not_saved_as_nothing(tmp_path: Path) -> 
     before, model = contents(folder), tiny_llada(seed=2)
     whole = {name: tensor.clone() for name, tensor in model.network.state_dict().items()}
     model.network.model.layers[0].mlp.up_proj.weight.data = torch.empty(0)  # as under ZeRO's third stage
-    with pytest.raises(
-        CheckpointError, match="1 tensors .* are empty, such as model.transformer.blocks.0.up_proj.weight"
-    ):
+    with pytest.raises(CheckpointError, match=r"1 tensors .* empty, such as .*blocks.0.up_proj.weight"):
         model.save(folder)
     assert contents(folder) == before
     model.save(folder, state_dict=whole)
