@@ -28,7 +28,8 @@ def digits(prompts, completions, completion_ids, **columns):
     with open(HERE / f"rollouts-{os.environ.get('RANK', '0')}.jsonl", "a") as file:
         for prompt, ids in zip(prompts, completion_ids, strict=True):
             file.write(json.dumps([prompt, list(ids)]) + "\\n")
-    return [sum(c.isdigit() for c in text) / 8 for text in completions]
+    texts = [text if isinstance(text, str) else text[-1]["content"] for text in completions]
+    return [sum(c.isdigit() for c in text) / 8 for text in texts]
 '''
 
 
