@@ -12,7 +12,7 @@ import torch
 
 from dllm_rl.errors import DataError
 from dllm_rl.evaluation.metrics import EvalResult, Record
-from dllm_rl.evaluation.task import EvalTask, Example, load_task
+from dllm_rl.evaluation.task import EvalTask, Example, Messages, load_task
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.rng import sample_keys
@@ -35,7 +35,6 @@ def run_task(
     rank: int = 0,
     world: int = 1,
     gather: Gather = list,
-    out: Path | None = None,
 ) -> EvalResult:
     """Let an engine answer a task.
 
@@ -48,7 +47,6 @@ def run_task(
         rank: of this process; examples rank, rank + world, ... are answered here. Every process makes equally many
             calls: one that runs out of examples answers the last one again, which is dropped.
         gather: records of all processes, from this process's own (`accelerate.utils.gather_object`).
-        out: file for one JSON object per example; rank 0 writes it.
 
     Returns:
         The whole task's result, on every process.
@@ -68,15 +66,21 @@ def run_task(
     records: list[Record] = []
     for start in range(0, rounds, batch_size):
         places = mine[start : start + batch_size]
-        prompts = [task.prompt(examples[place]) for place in places]
+        prompts = [_prompt(task, examples, place) for place in places]
         keys = sample_keys(seed, torch.tensor(places))
         written = engine.generate([encode_prompt(model.tokenizer, prompt) for prompt in prompts], keys)
         texts = [decode(ids) for ids in written.completions]
         records += _judge(task, examples, places, [prompt_text(p) for p in prompts], texts, written.nfe)
-    result = _merged(gather(records), len(examples), task)
-    if out is not None and rank == 0:
-        write_records(out, result.records)
-    return result
+    return _merged(gather(records), len(examples), task)
+
+
+def _prompt(task: EvalTask, examples: Sequence[Example], place: int) -> str | Messages:
+    try:
+        return task.prompt(examples[place])
+    except KeyError as error:
+        raise DataError(
+            f"task {task.name}: example {place} has no column {error}; its columns are {', '.join(examples[place])}"
+        ) from error
 
 
 def _judge(
@@ -122,7 +126,6 @@ def evaluate_model(
     seed: int = 0,
     dtype: str = "auto",
     device: str = "cpu",
-    out: Path | None = None,
 ) -> dict[str, EvalResult]:
     """Load a model and let it answer tasks; `dllm-rl eval`.
 
@@ -131,7 +134,6 @@ def evaluate_model(
         tasks: see `load_task`.
         settings: how completions are sampled.
         data: local file with the rows, when there is a single task.
-        out: folder for TASK.jsonl, one line per example.
 
     Raises:
         DataError: rows were given for several tasks, or cannot be used.
@@ -142,28 +144,16 @@ def evaluate_model(
     loaded = [load_task(task, path=data) for task in tasks]
     model = load_model(path, dtype=dtype, device=device)
     engine = LocalEngine(model, settings, batch_size)
-    return {
-        task.name: run_task(
-            engine,
-            model,
-            task,
-            limit=limit,
-            batch_size=batch_size,
-            seed=seed,
-            out=out / f"{task.name}.jsonl" if out is not None else None,
-        )
-        for task in loaded
-    }
+    return {task.name: run_task(engine, model, task, limit=limit, batch_size=batch_size, seed=seed) for task in loaded}
 
 
-def score_file(reference: str, file: Path, data: str | None = None, out: Path | None = None) -> EvalResult:
+def score_file(reference: str, file: Path, data: str | None = None) -> EvalResult:
     """Score completions that are already in a file, without a model.
 
     Args:
         reference: of the task; see `load_task`.
-        file: .jsonl whose lines have `completion` and `index` (its example's place), as `run_task` writes them.
+        file: .jsonl whose lines have `completion` and `index` (its example's place), as `write_records` writes them.
         data: local file with the task's rows; None: the task's own source.
-        out: file for the new records.
 
     Raises:
         DataError: a line lacks a field or names an example that the task does not have.
@@ -179,8 +169,6 @@ def score_file(reference: str, file: Path, data: str | None = None, out: Path | 
                 f"found {line!r}"
             )
     places = [line["index"] for line in lines]
-    prompts = [prompt_text(task.prompt(examples[place])) for place in places]
+    prompts = [prompt_text(_prompt(task, examples, place)) for place in places]
     records = _judge(task, examples, places, prompts, [line["completion"] for line in lines], [None] * len(lines))
-    if out is not None:
-        write_records(out, records)
     return EvalResult([record.score for record in records], tuple(records))

@@ -16,7 +16,7 @@ from torch import Tensor
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError, ModelContractError
 from dllm_rl.evaluation.metrics import Record
-from dllm_rl.evaluation.run import evaluate_model, run_task, score_file
+from dllm_rl.evaluation.run import evaluate_model, run_task, score_file, write_records
 from dllm_rl.models import DiffusionModel
 from dllm_rl.rng import sample_keys
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -115,16 +115,12 @@ def test_text_needs_a_tokenizer(tiny: DiffusionModel) -> None:
         run_task(engine, tiny, Sums())
 
 
-def test_only_rank_zero_writes(tiny: DiffusionModel, tmp_path: Path) -> None:
+def test_records_on_disk_are_the_records(tiny: DiffusionModel, tmp_path: Path) -> None:
     out = tmp_path / "deep/sums.jsonl"
-    whole = run_task(LocalEngine(tiny, SETTINGS), tiny, Sums(), out=out)
+    whole = run_task(LocalEngine(tiny, SETTINGS), tiny, Sums())
+    write_records(out, whole.records)
     lines = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [Record(**line) for line in lines] == list(whole.records)
-    other = tmp_path / "other.jsonl"
-    run_task(
-        LocalEngine(tiny, SETTINGS), tiny, Sums(), rank=1, world=2, gather=lambda _: list(whole.records), out=other
-    )
-    assert not other.exists()
 
 
 def test_decoding_stops_at_the_first_end(tiny: DiffusionModel) -> None:
@@ -152,7 +148,8 @@ def test_a_saved_model_answers_and_its_file_scores_the_same(tiny: DiffusionModel
     tiny.save(tmp_path / "model")
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"question": f"{i}+1?", "answer": f"#### {i + 1}"}) + "\n" for i in range(3)))
-    results = evaluate_model(str(tmp_path / "model"), ["gsm8k"], SETTINGS, data=str(rows), out=tmp_path)
+    results = evaluate_model(str(tmp_path / "model"), ["gsm8k"], SETTINGS, data=str(rows))
+    write_records(tmp_path / "gsm8k.jsonl", results["gsm8k"].records)
     again = score_file("gsm8k", tmp_path / "gsm8k.jsonl", str(rows))
     assert results["gsm8k"].n == 3
     assert [replace(record, nfe=None) for record in results["gsm8k"].records] == list(again.records)
@@ -161,12 +158,12 @@ def test_a_saved_model_answers_and_its_file_scores_the_same(tiny: DiffusionModel
 
 
 def test_scoring_a_file(tmp_path: Path) -> None:
-    rows, file, out = tmp_path / "rows.jsonl", tmp_path / "written.jsonl", tmp_path / "out.jsonl"
+    rows, file = tmp_path / "rows.jsonl", tmp_path / "written.jsonl"
     rows.write_text('{"question": "?", "answer": "#### 1"}\n{"question": "?", "answer": "#### 2"}\n')
     file.write_text('{"index": 1, "completion": "<answer>2</answer>"}\n\n{"index": 0, "completion": "1"}\n')
-    result = score_file("gsm8k", file, str(rows), out)
+    result = score_file("gsm8k", file, str(rows))
     assert result.scores == [1.0, 0.0]
-    assert [json.loads(line)["index"] for line in out.read_text().splitlines()] == [1, 0]
+    assert [record.index for record in result.records] == [1, 0]
     for line in (
         '{"index": 2, "completion": ""}',
         '{"index": 0}',
