@@ -12,7 +12,7 @@ def correctness(completions, **columns):
     """1 for the target reached with every number once, else 0."""
     return [
         score("countdown", text_of(completion), row).value
-        for completion, row in zip(completions, _rows(columns), strict=True)
+        for completion, row in zip(completions, _rows(completions, columns), strict=True)
     ]
 
 
@@ -21,7 +21,10 @@ def graded(completions, **columns):
 
     Source: Zhao et al. (d1), https://arxiv.org/abs/2504.12216, as in the paper; their code gives 0.1 to any expression.
     """
-    return [_graded(text_of(completion), row) for completion, row in zip(completions, _rows(columns), strict=True)]
+    return [
+        _graded(text_of(completion), row)
+        for completion, row in zip(completions, _rows(completions, columns), strict=True)
+    ]
 
 
 def _graded(text, row):
@@ -35,6 +38,6 @@ def _graded(text, row):
     return 1.0 if found.value == target else 0.1
 
 
-def _rows(columns):
-    given = {name: columns[name] for name in NAMES if name in columns}
-    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+def _rows(completions, columns):
+    given = [name for name in NAMES if name in columns]
+    return [{name: columns[name][place] for name in given} for place in range(len(completions))]

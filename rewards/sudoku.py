@@ -9,16 +9,16 @@ NAMES = ("puzzle", "solution", "Puzzle", "Solution")
 
 def cells(completions, **columns):
     """The share of empty cells that are right."""
-    pairs = zip(completions, _rows(columns), strict=True)
+    pairs = zip(completions, _rows(completions, columns), strict=True)
     return [score("sudoku", text_of(completion), row).value for completion, row in pairs]
 
 
 def solved(completions, **columns):
     """1 for a completed grid that keeps the givens, else 0."""
-    pairs = zip(completions, _rows(columns), strict=True)
+    pairs = zip(completions, _rows(completions, columns), strict=True)
     return [float(is_solved(text_of(completion), row)) for completion, row in pairs]
 
 
-def _rows(columns):
-    given = {name: columns[name] for name in NAMES if name in columns}
-    return [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+def _rows(completions, columns):
+    given = [name for name in NAMES if name in columns]
+    return [{name: columns[name][place] for name in given} for place in range(len(completions))]

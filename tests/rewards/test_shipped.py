@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from dllm_rl.errors import RewardError
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.rollouts.shipped import shipped_root
 
@@ -89,6 +90,12 @@ def test_rewards(
     columns = {**columns, "unrelated": [None] * 3}
     panel = RewardPanel.load([f"rewards/{reference}"])
     assert panel(["p"] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("reference", "missing"), [("sudoku.py:cells", "puzzle"), ("countdown.py:graded", "numbers")])
+def test_data_without_the_columns_are_told_which(reference: str, missing: str) -> None:
+    with pytest.raises(RewardError, match=f"DataError: .* expected {missing}"):
+        RewardPanel.load([f"rewards/{reference}"])(["p"], ["<answer>1</answer>"], [[]], {"question": ["?"]})
 
 
 def test_every_shipped_function_is_tested() -> None:
