@@ -29,3 +29,8 @@ class CheckpointError(DllmRlError, RuntimeError):
 
 class DivergenceError(DllmRlError, ArithmeticError):
     """Training produced a number that is not finite."""
+
+
+def one_line(error: BaseException) -> str:
+    """What another library's error says, on one line."""
+    return " ".join(str(error).split())

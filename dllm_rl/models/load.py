@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
+from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from dllm_rl.errors import CheckpointError
+from dllm_rl.errors import CheckpointError, RecipeError, one_line
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
@@ -55,6 +58,7 @@ def load_model(
     Raises:
         CheckpointError: when files are missing or do not belong together.
         ModelContractError: when the checkpoint asks for something this library does not compute.
+        RecipeError: when there is no such device.
     """
     source = resolve(path)
     if (Path(source) / ADAPTER_CONFIG).is_file():
@@ -67,10 +71,9 @@ def load_model(
         raise CheckpointError(f"got both lora and adapter={adapter}; a new adapter on top of another is not supported")
     fields = _fields(source, revision)
     family = family_of(fields, source)
-    config = family.network.config_class.from_dict(fields)
     network = _network(
         family.network,
-        config,
+        fields,
         source,
         dtype=dtype,
         device=device,
@@ -79,7 +82,7 @@ def load_model(
         quantization=quantization,
     )
     tokens = _tokenizer([tokenizer] if tokenizer else [adapter, source], revision, required=tokenizer is not None)
-    spec = spec_of(config, tokens, logit_shift=family.logit_shift)
+    spec = spec_of(network.config, tokens, logit_shift=family.logit_shift)
     if adapter is not None:
         network = load_adapter(network, adapter, trainable)
     if lora is not None:
@@ -130,7 +133,7 @@ def _fields(source: str, revision: str | None) -> dict[str, Any]:
         fields: dict[str, Any] = PreTrainedConfig.get_config_dict(source, revision=revision)[0]
     except (OSError, ValueError) as error:
         place = "" if Path(source).is_dir() else f"there is no folder {source} here, and as a hub id it fails: "
-        raise CheckpointError(f"{place}the config.json of {source} cannot be read: {error}") from error
+        raise CheckpointError(f"{place}the config.json of {source} cannot be read: {one_line(error)}") from error
     if not fields:
         raise CheckpointError(
             f"{source} is no model: there is no config.json. Expected a folder in the published format, an adapter, "
@@ -141,7 +144,7 @@ def _fields(source: str, revision: str | None) -> dict[str, Any]:
 
 def _network(
     network_class: Any,
-    config: Any,
+    fields: dict[str, Any],
     source: str,
     *,
     dtype: str,
@@ -150,29 +153,55 @@ def _network(
     quantization: str | None,
     revision: str | None,
 ) -> Any:
+    _refuse_device(device)
+    config = network_class.config_class.from_dict(fields)
     if dtype != "auto" and dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; expected 'auto' or one of {sorted(DTYPES)}")
     try:
-        network, found = network_class.from_pretrained(
-            source,
-            config=config,
-            dtype=DTYPES.get(dtype, "auto"),
-            attn_implementation=attn_implementation,
-            quantization_config=None if quantization is None else _quantization(quantization),
-            device_map=None if quantization is None else {"": device},
-            revision=revision,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they are listed; refused below
-        )
+        with _without_report():
+            network, found = network_class.from_pretrained(
+                source,
+                config=config,
+                dtype=DTYPES.get(dtype, "auto"),
+                attn_implementation=attn_implementation,
+                quantization_config=None if quantization is None else _quantization(quantization),
+                device_map=None if quantization is None else {"": device},
+                revision=revision,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are listed; refused below
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"the weights in {source} cannot be read: {error}") from error
+        raise CheckpointError(f"the weights in {source} cannot be read: {one_line(error)}") from error
     wrong = {kind.removesuffix("_keys"): sorted(map(str, keys))[:8] for kind, keys in found.items() if keys}
     if wrong:
         raise CheckpointError(
             f"the weights in {source} do not fit its config.json, tensors (first 8 of each kind): {wrong}. "
             "Expected exactly one tensor for every parameter; the folder is incomplete or mixes checkpoints"
         )
+    if config.tie_word_embeddings and network.lm_head.weight is not network.model.embed_tokens.weight:
+        raise CheckpointError(
+            f"the config.json of {source} ties the output head to the embedding, and the weights hold a head of its "
+            "own; set weight_tying to false if the head is wanted, else remove it"
+        )
     return network if quantization else network.to(device)
+
+
+@contextmanager
+def _without_report() -> Iterator[None]:
+    """Keep transformers from printing a table of what does not fit: the error that follows says it."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _refuse_device(device: str | torch.device) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(f"device is {str(device)!r}, which cannot be used here: {one_line(error)}") from error
 
 
 def _quantization(name: str) -> BitsAndBytesConfig:
@@ -191,7 +220,7 @@ def _tokenizer(places: list[str | Path | None], revision: str | None, *, require
         try:
             return AutoTokenizer.from_pretrained(str(place), revision=revision)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"the tokenizer in {place} cannot be loaded: {error}") from error
+            raise CheckpointError(f"the tokenizer in {place} cannot be loaded: {one_line(error)}") from error
     if required:
         raise CheckpointError(f"there is no tokenizer in {places[0]}; expected {' or '.join(TOKENIZER_FILES)}")
     return None

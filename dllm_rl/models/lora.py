@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dic
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 
-from dllm_rl.errors import CheckpointError, ModelContractError
+from dllm_rl.errors import CheckpointError, ModelContractError, one_line
 
 
 def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = False) -> PeftModel:
@@ -37,7 +37,9 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
         try:
             wrapped = get_peft_model(network, LoraConfig(**{"target_modules": "all-linear", **arguments}))
         except (TypeError, ValueError) as error:
-            raise ModelContractError(f"lora={arguments} does not make an adapter for this network: {error}") from error
+            raise ModelContractError(
+                f"lora={arguments} does not make an adapter for this network: {one_line(error)}"
+            ) from error
     _refuse_head(wrapped)
     return wrapped
 
@@ -52,7 +54,7 @@ def load_adapter(network: Any, folder: str | Path, trainable: bool) -> PeftModel
         wrapped = PeftModel.from_pretrained(network, str(folder), is_trainable=trainable)
         saved = set(load_peft_weights(str(folder), device="cpu"))
     except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"the adapter in {folder} cannot be loaded: {error}") from error
+        raise CheckpointError(f"the adapter in {folder} cannot be loaded: {one_line(error)}") from error
     expected = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     if saved != expected:
         raise CheckpointError(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dllm_rl.errors import CheckpointError, ModelContractError
+from dllm_rl.errors import CheckpointError, ModelContractError, RecipeError
 from dllm_rl.models import load_model
 from dllm_rl.toys.model import tiny_llada, write_tiny_llada
 
@@ -102,6 +102,22 @@ def test_a_tensor_of_another_size_is_named(folder: Path) -> None:
     edit_weights(folder, lambda tensors: tensors.update({LOST: torch.ones(64, 100)}))
     with pytest.raises(CheckpointError, match=r"mismatched.*down_proj"):
         load_model(folder)
+
+
+def test_a_tied_head_of_its_own_is_refused(folder: Path) -> None:
+    embedding = load_file(folder / "model.safetensors")["model.transformer.wte.weight"]
+    edit_config(folder, weight_tying=True)
+    with pytest.raises(CheckpointError, match="ties the output head"):
+        load_model(folder)
+    edit_weights(folder, lambda tensors: tensors.update({"model.transformer.ff_out.weight": embedding.clone()}))
+    assert torch.equal(load_model(folder).network.lm_head.weight, embedding)
+    edit_weights(folder, lambda tensors: tensors.pop("model.transformer.ff_out.weight"))
+    assert torch.equal(load_model(folder).network.lm_head.weight, embedding)
+
+
+def test_a_device_that_is_not_there_is_named(folder: Path) -> None:
+    with pytest.raises(RecipeError, match="device is 'nowhere'"):
+        load_model(folder, device="nowhere")
 
 
 def test_a_truncated_file_is_an_error(folder: Path) -> None:
