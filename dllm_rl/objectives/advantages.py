@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 
 def group_advantages(
-    reward: Float[Tensor, "P G"],
+    reward: Real[Tensor, "P G"],
     *,
     baseline: Literal["mean", "leave_one_out"] = "mean",
     scale: Literal["none", "group_std"] = "none",
@@ -20,7 +20,7 @@ def group_advantages(
     Not for rewards that are undefined for some completions: replace or leave those out first, on purpose.
 
     Args:
-        reward: one number per completion, finite.
+        reward: one number per completion, finite. Advantages are of its type, those of integers float32.
         baseline: "mean" of the group, or "leave_one_out": the mean of the others, G / (G - 1) times as large and
             unbiased as a baseline.
         scale: "none", or "group_std": divide by the group's standard deviation (G - 1 in its denominator). Nothing is
@@ -50,4 +50,5 @@ def group_advantages(
         advantage = advantage / (squares / (size - 1)).sqrt()
     elif scale != "none":
         raise ValueError(f"scale is {scale!r}; expected 'none' or 'group_std'")
-    return advantage.masked_fill(equal, 0.0).to(reward.dtype)  # 0 / 0 above where all are equal
+    dtype = reward.dtype if reward.is_floating_point() else torch.float32
+    return advantage.masked_fill(equal, 0.0).to(dtype)  # 0 / 0 above where all are equal

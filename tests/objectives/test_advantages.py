@@ -79,6 +79,11 @@ def test_shifting_rewards_changes_nothing_and_groups_sum_to_zero(baseline: str, 
     assert torch.allclose(group_advantages(reward * 3.0, baseline=baseline, scale=scale), factor * advantage)
 
 
+def test_advantages_of_integers_are_not_rounded() -> None:
+    advantage = group_advantages(torch.tensor([[1, 0, 0, 0]]))
+    assert advantage.dtype == torch.float32 and advantage.tolist() == [[0.75, -0.25, -0.25, -0.25]]
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_reward_that_is_no_number_is_refused_by_place(value: float) -> None:
     with pytest.raises(ValueError, match=rf"reward \[1, 2\] is {value}"):
