@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any
 
 from dllm_rl.errors import DataError
@@ -76,8 +77,16 @@ def read_row(row: Mapping[str, Any]) -> tuple[list[int], int]:
         numbers, target = (row[name] for name in names)
         if isinstance(numbers, str):
             numbers = numbers.strip("[]() ").replace(",", " ").split()
-        return [int(number) for number in numbers], int(target)
+        return [_integer(number) for number in numbers], _integer(target)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"countdown row {dict(row)!r}: expected numbers (integers) and target, or input ('a,b,c') and output"
         ) from error
+
+
+def _integer(value: Any) -> int:
+    """The integer that a number or its text is; a fraction is an error, not rounded."""
+    exact = Fraction(value)
+    if exact.denominator != 1:
+        raise ValueError(f"{value!r} is no integer")
+    return exact.numerator

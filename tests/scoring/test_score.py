@@ -361,6 +361,8 @@ def test_unknown_task_lists_the_known() -> None:
         ("math500", {"problem": "?"}),
         ("countdown", {"numbers": [1, 2]}),
         ("countdown", {"numbers": "one", "target": 3}),
+        ("countdown", {"numbers": [1], "target": 1.5}),
+        ("countdown", {"numbers": [1.5], "target": 1}),
         ("sudoku", {"puzzle": 3102200002100320, "solution": "3142243142131324"}),
         ("sudoku", {"puzzle": "123", "solution": "123"}),
         ("sudoku", {"puzzle": "3142243142131324", "solution": "3142243142131324"}),
