@@ -101,7 +101,10 @@ def _prompt(arguments: argparse.Namespace) -> str:
         file = Path(arguments.prompt_file)
         if not file.is_file():
             raise RecipeError(f"--prompt-file: no file {file}")
-        prompt, name = file.read_text(encoding="utf-8"), f"--prompt-file {file}"
+        try:
+            prompt, name = file.read_text(encoding="utf-8"), f"--prompt-file {file}"
+        except (OSError, UnicodeDecodeError) as error:
+            raise RecipeError(f"--prompt-file {file}: cannot be read as UTF-8 text: {error}") from error
     if not prompt.strip():
         raise RecipeError(f"{name}: the prompt is empty; give some text")
     return prompt
@@ -143,6 +146,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         raise RecipeError("eval: give a model that answers, or --score FILE with completions; one of the two")
     if arguments.out is not None and len(tasks) > 1:
         raise RecipeError(f"--out {arguments.out}: takes the records of one task, and --tasks names {len(tasks)}")
+    if arguments.out is not None:
+        _refuse_unwritable(Path(arguments.out))
     results = _answer(arguments, tasks, data) if arguments.score is None else _score(arguments, tasks, data)
     for task, result in results.items():
         print(f"{task}: accuracy {result.accuracy:.4f} +- {result.std_error:.4f} (n {result.n})")
@@ -150,6 +155,15 @@ def _eval(arguments: argparse.Namespace) -> None:
             from dllm_rl.evaluation.run import write_records
 
             write_records(Path(arguments.out), result.records)
+
+
+def _refuse_unwritable(out: Path) -> None:
+    """Before the model answers, not after: hours of records are not to be lost."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.open("a", encoding="utf-8").close()
+    except OSError as error:
+        raise RecipeError(f"--out {out}: cannot be written: {error}") from error
 
 
 def _score(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:

@@ -44,6 +44,8 @@ def test_an_empty_prompt_is_refused_before_anything_is_loaded(
     (tmp_path / "prompt.txt").write_text(blank, encoding="utf-8")
     assert "prompt is empty" in refusal(capsys, "generate", "no/model", "--prompt-file", tmp_path / "prompt.txt")
     assert "no file" in refusal(capsys, "generate", "no/model", "--prompt-file", tmp_path / "missing.txt")
+    (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
+    assert "as UTF-8 text" in refusal(capsys, "generate", "no/model", "--prompt-file", tmp_path / "latin.txt")
 
 
 def test_generate_prints_what_the_library_generates(
@@ -107,6 +109,44 @@ def test_eval_scores_completions_by_hand(capsys: pytest.CaptureFixture[str], gsm
 )
 def test_eval_refuses_what_does_not_fit(capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
     assert message in refusal(capsys, "eval", *flags)
+
+
+def test_eval_finds_out_first_whether_its_records_can_be_written(
+    capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "records.jsonl"):
+        assert "cannot be written" in refusal(capsys, "eval", "no/model", "--tasks", "gsm8k", "--out", out)
+
+
+def test_eval_keeps_older_records_when_it_fails(
+    capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
+) -> None:
+    (tmp_path / "records.jsonl").write_text("older", encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text('{"quest": "?", "answer": "#### 1"}', encoding="utf-8")
+    flags = ["--tasks", "gsm8k", "--data", f"gsm8k={tmp_path / 'rows.jsonl'}", "--out", tmp_path / "records.jsonl"]
+    assert "example 0 has no column 'question'" in refusal(capsys, "eval", folder, *flags, *SHORT)
+    assert (tmp_path / "records.jsonl").read_text(encoding="utf-8") == "older"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--device", "nowhere"], "device is 'nowhere'"),
+        (["--prompt", "1+é="], "no ids for the prompt '1+é='"),
+    ],
+)
+def test_generate_tells_a_mistake_in_one_line(
+    capsys: pytest.CaptureFixture[str], folder: str, flags: list[str], message: str
+) -> None:
+    prompt = [] if "--prompt" in flags else ["--prompt", "1+1="]
+    assert message in refusal(capsys, "generate", folder, "--raw", *SHORT, *prompt, *flags)
+
+
+def test_weights_that_do_not_fit_are_told_in_one_line(capsys: pytest.CaptureFixture[str], folder: str) -> None:
+    config = Path(folder) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"n_layers": 9}))
+    assert "missing" in refusal(capsys, "generate", folder, "--prompt", "1+1=")
 
 
 def test_export_refuses_an_existing_folder(capsys: pytest.CaptureFixture[str], folder: str) -> None:

@@ -30,7 +30,10 @@ def read_rows(path: str | Path, *, name: str | None = None, split: str = "train"
     elif not file.is_file():
         raise DataError(f"no file {path} (looked in {Path.cwd()}); give an existing file or a hub id")
     else:
-        rows = reader(file)
+        try:
+            rows = reader(file)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path} cannot be read as {file.suffix}: {error}") from error
     if not rows:
         raise DataError(f"{path} holds no rows")
     return rows

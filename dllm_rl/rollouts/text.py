@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dllm_rl.errors import ModelContractError
+from dllm_rl.errors import DataError, ModelContractError, one_line
 
 if TYPE_CHECKING:
     from dllm_rl.models.denoiser import DiffusionModel
@@ -14,10 +14,18 @@ Prompt = str | Sequence[Mapping[str, str]]
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
-    """Ids of a prompt: messages by the tokenizer's chat template if it has one, else their contents as plain text."""
+    """Ids of a prompt: messages by the tokenizer's chat template if it has one, else their contents as plain text.
+
+    Raises:
+        DataError: the tokenizer has no ids for the text.
+    """
     if not isinstance(prompt, str) and tokenizer.chat_template is not None:
         prompt = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
-    return list(tokenizer(prompt_text(prompt), add_special_tokens=False)["input_ids"])
+    text = prompt_text(prompt)
+    try:
+        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    except Exception as error:  # the tokenizers library raises nothing narrower
+        raise DataError(f"the tokenizer has no ids for the prompt {text[:80]!r}: {one_line(error)}") from error
 
 
 def prompt_text(prompt: Prompt) -> str:

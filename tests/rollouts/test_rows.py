@@ -44,6 +44,13 @@ def test_unreadable_files(name: str, text: str, message: str, tmp_path: Path) ->
         read_rows(tmp_path / name)
 
 
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv"])
+def test_text_in_another_encoding(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes('{"a": "é"}'.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"{name} cannot be read as"):
+        read_rows(tmp_path / name)
+
+
 def test_missing_file() -> None:
     with pytest.raises(DataError, match=r"no file none\.jsonl"):
         read_rows("none.jsonl")
