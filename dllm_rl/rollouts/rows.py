@@ -25,6 +25,8 @@ def read_rows(path: str | Path, *, name: str | None = None, split: str = "train"
     """
     file = Path(path).expanduser()
     reader = _READERS.get(file.suffix)
+    if reader is None and file.is_file():
+        raise DataError(f"{path} is a file of a kind that is not read; local files end in {', '.join(_READERS)}")
     if reader is None:
         rows = _from_hub(str(path), name, split)
     elif not file.is_file():

@@ -51,6 +51,12 @@ def test_text_in_another_encoding(name: str, tmp_path: Path) -> None:
         read_rows(tmp_path / name)
 
 
+def test_a_file_of_another_kind_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("text")
+    with pytest.raises(DataError, match=r"rows\.txt is a file of a kind"):
+        read_rows(tmp_path / "rows.txt")
+
+
 def test_missing_file() -> None:
     with pytest.raises(DataError, match=r"no file none\.jsonl"):
         read_rows("none.jsonl")
