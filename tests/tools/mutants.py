@@ -253,12 +253,11 @@ def tests_for(file: str) -> list[list[str]]:
     return [[str(own)] if own.exists() else [], [str(test) for test in rest if test != own]]
 
 
-def run_tests(file: str, tree: ast.Module | None) -> int:
+def run_tests(file: str, tree: ast.Module) -> int:
     """In a forked child: pytest's exit status, with one module replaced."""
     import pytest
 
-    if tree is not None:
-        sys.meta_path.insert(0, Patch(file, tree))
+    sys.meta_path.insert(0, Patch(file, tree))
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     without = [f"-pno:{plugin}" for plugin in ("cacheprovider", "unraisableexception", "threadexception", "logging")]
     options = ["-x", "-q", "--rootdir", str(ROOT), "-o", "addopts=--import-mode=importlib", *without]
@@ -269,7 +268,7 @@ def run_tests(file: str, tree: ast.Module | None) -> int:
     return 0
 
 
-def fork(file: str, tree: ast.Module | None) -> int:
+def fork(file: str, tree: ast.Module) -> int:
     pid = os.fork()
     if pid:
         return pid
@@ -300,18 +299,23 @@ def show(mutant: Mutant) -> None:
             print(f"{sign} {row}", flush=True)
 
 
-def outcomes(mutants: Sequence[Mutant]) -> Counter[str]:
-    """How many of the mutants were killed, ran out of time and survived; shows the survivors as they come."""
-    waiting, counts = list(reversed(mutants)), Counter[str]()
+def outcomes(mutants: Sequence[Mutant]) -> Iterator[tuple[Mutant, str]]:
+    waiting = list(reversed(mutants))
     running: dict[int, Mutant] = {}
     while waiting or running:
         while waiting and len(running) < WORKERS:
             mutant = waiting.pop()
             running[fork(mutant.file, mutant.tree)] = mutant
         pid, status = os.wait()
-        mutant = running.pop(pid)
-        counts[outcome(status)] += 1
-        if outcome(status) == "survived":
+        yield running.pop(pid), outcome(status)
+
+
+def count_outcomes(mutants: Sequence[Mutant]) -> Counter[str]:
+    """How many of the mutants were killed, ran out of time and survived; shows the survivors as they come."""
+    counts = Counter[str]()
+    for mutant, what in outcomes(mutants):
+        counts[what] += 1
+        if what == "survived":
             show(mutant)
     return counts
 
@@ -347,13 +351,13 @@ def preload() -> None:
 
 
 def check_unbroken(files: Sequence[str]) -> None:
-    """Files with the same tests are checked once."""
-    for file in {frozenset(test for stage in tests_for(file) for test in stage): file for file in files}.values():
-        start = time.monotonic()
-        _, status = os.waitpid(fork(file, None), 0)
-        if outcome(status) != "survived":
-            raise SystemExit(f"the tests of {file} fail without any mutant; run them by hand")
-        print(f"the tests of {file} pass in {time.monotonic() - start:.0f} s", flush=True)
+    """Code put in as mutants are, but not changed, must survive: or their deaths would mean nothing."""
+    start = time.monotonic()
+    unchanged = [Mutant(file, "unchanged", 0, "", "", ast.parse((ROOT / file).read_text())) for file in files]
+    for mutant, what in outcomes(unchanged):
+        if what != "survived":
+            raise SystemExit(f"the tests of {mutant.file} fail without any mutant; run them by hand")
+    print(f"the tests of {len(files)} files pass in {time.monotonic() - start:.0f} s", flush=True)
 
 
 def main() -> int:
@@ -373,7 +377,7 @@ def main() -> int:
         everyone = mutants_of(file, (ROOT / file).read_text())
         mutants = [mutant for mutant in everyone if mutant.key not in equivalents]
         stale -= {mutant.key for mutant in everyone}
-        counts[file] = outcomes(mutants) + Counter(mutants=len(everyone), equivalent=len(everyone) - len(mutants))
+        counts[file] = count_outcomes(mutants) + Counter(mutants=len(everyone), equivalent=len(everyone) - len(mutants))
         print(table_row(file, counts[file]), flush=True)
     check_unbroken(files)  # a test broken meanwhile would have killed everything
     for file, removed, added in stale:
