@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int64
     from torch import Tensor
 
-    from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
     from dllm_rl.objectives.reduce import Mean
 
@@ -34,8 +33,6 @@ class Batch:
     when they are its own scores."""
     reference_logp: Float[Tensor, "R N"] | None = None
     """Scores of the reference model, on the same views."""
-    transform: Transform | None = None
-    """Distribution the views are scored under; None is the full softmax at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)

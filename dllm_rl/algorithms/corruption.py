@@ -79,3 +79,13 @@ ElboCorruption = FixedCountSettings | BernoulliSettings | AntitheticSettings | C
 """Corruptors whose weighted sum is an unbiased estimate of the ELBO (Bernoulli: up to its floor)."""
 
 AnyCorruption = ElboCorruption | FullyHiddenSettings
+
+
+def check_draws(corruption: AnyCorruption, num_draws: int) -> None:
+    """Refuse a number of draws that a corruptor cannot make.
+
+    Raises:
+        ValueError: an odd number for one that draws in pairs.
+    """
+    if isinstance(corruption, AntitheticSettings | ComplementarySettings) and num_draws % 2:
+        raise ValueError(f"num_draws is {num_draws}, but {corruption.type} draws in pairs; give an even number")

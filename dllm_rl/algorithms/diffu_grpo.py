@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings
+from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings, check_draws
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Bool, Float, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
+
+
+class _Terms(NamedTuple):
+    """Everything that has a probability ratio, U of them in each of T rows."""
+
+    policy: Float[Tensor, "T U"]
+    behaviour: Float[Tensor, "T U"]
+    advantage: Float[Tensor, " T"]
+    scored: Bool[Tensor, "T U"]
+    weight: Float[Tensor, "T U"]
+    """Share of the objective."""
 
 
 class DiffuGRPO(Algorithm):
@@ -65,7 +76,8 @@ class DiffuGRPO(Algorithm):
     cycles through only mu / gcd(mu, accumulation) of them."""
 
     @model_validator(mode="after")
-    def _one_fully_hidden_view(self) -> DiffuGRPO:
+    def _check_draws(self) -> DiffuGRPO:
+        check_draws(self.corruption, self.num_draws)
         noiseless = isinstance(self.corruption, FullyHiddenSettings) and self.corruption.prompt_noise == 0
         if noiseless and self.num_draws > 1:
             raise ValueError(
@@ -114,59 +126,49 @@ class DiffuGRPO(Algorithm):
 
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         from dllm_rl.objectives.kl import kl
+        from dllm_rl.objectives.policy import clipped_surrogate, is_clipped
         from dllm_rl.objectives.reduce import masked_mean
 
         views = batch.views.select(scores.view)
         known = batch.behaviour_logp
         behaviour = scores.logp.detach() if known is None else known[scores.view]
-        objective = self._policy_objective(batch, views, scores.logp, behaviour)
-        log_ratio = (scores.logp - behaviour).detach()
-        ratio = log_ratio.exp()
-        outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
+        policy, old, advantage, scored, weight = self._terms(batch, views, scores.logp, behaviour)
+        low, high = self.clip_low, self.clip_high
+        surrogate = clipped_surrogate(policy, old, advantage, scored, clip_low=low, clip_high=high)
+        clipped = is_clipped(policy, old, advantage, scored, clip_low=low, clip_high=high)
+        objective = (weight * surrogate).sum()
+        log_ratio = (policy - old).detach()
         metrics = {
-            "policy/ratio": masked_mean(ratio, views.scored),
-            "policy/outside_clip": masked_mean(outside.double(), views.scored),
-            "policy/kl_behaviour": masked_mean(-log_ratio, views.scored),
+            "policy/ratio": masked_mean(log_ratio.exp(), scored),
+            "policy/clipped": masked_mean(clipped.double(), scored),
+            "policy/kl_behaviour": masked_mean(-log_ratio, scored),
         }
         if batch.reference_logp is not None:
             divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
-            weight = self._share(batch)[views.row, None] * views.weight / self.num_draws
-            objective = objective - self.kl_coefficient * (weight * divergence).sum()
+            per_token = self._share(batch)[views.row, None] * views.weight / self.num_draws
+            objective = objective - self.kl_coefficient * (per_token * divergence).sum()
             metrics["policy/kl_reference"] = masked_mean(divergence.detach(), views.scored)
         return Loss(-objective, metrics)
 
-    def _policy_objective(
+    def _terms(
         self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]
-    ) -> Float[Tensor, ""]:
-        """Sum of the clipped surrogate over tokens, each with its share of the whole."""
-        from dllm_rl.objectives.policy import clipped_surrogate
-
+    ) -> _Terms:
+        """What has a ratio of its own: each scored token of each view, or each sequence."""
         assert batch.advantage is not None
         share = self._share(batch)
         if self.ratio_level == "token":
-            surrogate = clipped_surrogate(
-                logp,
-                behaviour,
-                batch.advantage[views.row],
-                views.scored,
-                clip_low=self.clip_low,
-                clip_high=self.clip_high,
-                level="token",
-            )
-            return (share[views.row, None] * views.weight / self.num_draws * surrogate).sum()
-        # One "token" per sequence: its mean log-probability, so that the ratio is that of the geometric mean.
+            weight = share[views.row, None] * views.weight / self.num_draws
+            return _Terms(logp, behaviour, batch.advantage[views.row], views.scored, weight)
+        # A sequence is one token here, its log-probability the mean of its tokens': a ratio of geometric means.
         lengths = batch.sequences.scored.sum(-1)
         present = (lengths < 0).index_fill(0, views.row, True)
-        surrogate = clipped_surrogate(
+        return _Terms(
             (self._sums(batch, views, logp) / lengths)[:, None],
             (self._sums(batch, views, behaviour) / lengths)[:, None],
             batch.advantage,
             present[:, None],
-            clip_low=self.clip_low,
-            clip_high=self.clip_high,
-            level="sequence",
+            (share * lengths)[:, None],
         )
-        return (share * lengths * surrogate[:, 0]).sum()
 
     def _share(self, batch: Batch) -> Float[Tensor, " B"]:
         """How much one token of a sequence counts in the sum, before the division by the update's count."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings
+from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -40,6 +40,11 @@ class SFT(Algorithm):
     """How views are noised."""
     reduction: Literal["sequence", "token"] = "sequence"
     """Mean over texts of each one's per-token loss (the paper), or mean over all tokens of the update."""
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> SFT:
+        check_draws(self.corruption, self.num_draws)
+        return self
 
     @property
     def is_sum_over_views(self) -> bool:

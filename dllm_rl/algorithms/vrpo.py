@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings
+from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -43,6 +43,11 @@ class VRPO(Algorithm):
     """How views are noised."""
     sft_coefficient: Annotated[float, Field(ge=0)] = 0.0
     """Weight of an added negative ELBO per token of the chosen text."""
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> VRPO:
+        check_draws(self.corruption, self.num_draws)
+        return self
 
     @property
     def needs_reference(self) -> bool:

@@ -34,7 +34,7 @@ class ModelSection(Section):
     lora: Options | None = None
     """Fields of peft.LoraConfig; null trains every weight."""
     adapter: str | None = None
-    """Folder of a LoRA adapter to start from."""
+    """Folder of a LoRA adapter to start from. A reference is a frozen copy of the model with it."""
     tokenizer: str | None = None
     """Hub id or folder of the tokenizer; null: the model's."""
     attn_implementation: Literal["sdpa", "eager", "flex_attention"] | None = None
@@ -140,12 +140,12 @@ class DecodingSection(Section):
 class RolloutSection(DecodingSection):
     """How completions are sampled to be learned from."""
 
-    num_generations: Count = 8
+    num_generations: Annotated[int, Field(ge=2)] = 8
     """Completions per prompt: the group whose rewards are compared."""
     sampler: str = "rl"
     """Name of the preset; rl is the one whose likelihood is exact."""
-    temperature: Share = 1.0
-    """Of the token distribution; 0 is greedy."""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Of the token distribution; greedy rollouts would all be the same."""
     batch_size: Count | None = None
     """Completions per forward; null: all of the update's on this process."""
 
@@ -188,6 +188,15 @@ class TrainSection(Section):
         "output_dir": "the top-level key output says where the run writes",
         "eval_strategy": "eval.every says when the run evaluates",
         "eval_steps": "eval.every says when the run evaluates",
+        "eval_on_start": "a run with an eval section always evaluates before its first update",
+        "save_only_model": "a run could not go on from such a checkpoint",
+        "neftune_noise_alpha": "noise in training passes only would make the ratio differ from 1 by itself",
+        "label_smoothing_factor": "the loss is the algorithm's",
+        "auto_find_batch_size": "results must not depend on the machine; lower views_per_forward instead",
+        "remove_unused_columns": "reward functions see every column",
+        "disable_tqdm": "the run has a bar of its own",
+        "ignore_data_skip": "which rows an update sees does not depend on a data loader",
+        "logging_nan_inf_filter": "a loss that is not finite ends the run",
     }
 
     views_per_forward: Count = 8

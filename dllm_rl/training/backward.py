@@ -15,6 +15,7 @@ from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.diffusion.denoiser import Denoiser
+from dllm_rl.diffusion.likelihood import score_views
 
 GroupContext = Callable[[bool], AbstractContextManager[object]]
 """Entered around each group's forward and backward; the argument says whether it is the micro-batch's last."""
@@ -38,20 +39,15 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
 
 
 def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
-    """Score some views of a batch; differentiable if gradients are on."""
+    """Score some views of a batch in one forward; differentiable if gradients are on."""
     views = batch.views.select(view)
-    sequences = batch.sequences.select(views.row)
-    logp = denoiser.score(
-        views.canvas, sequences.tokens, views.scored, sequences.attend, batch.transform, prompt=sequences.prompt
-    ).logp
-    return Scores(logp, view)
+    return Scores(score_views(denoiser, batch.sequences, views, views_per_forward=len(views)).logp, view)
 
 
 def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Tensor:
     """Log-probabilities of every view without gradient, [R, N]."""
     with torch.no_grad():
-        groups = view_groups(len(batch.views), size)
-        return torch.cat([score_group(denoiser, batch, group.view).logp for group in groups])
+        return score_views(denoiser, batch.sequences, batch.views, views_per_forward=size).logp
 
 
 def backward(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from dllm_rl.errors import DataError
@@ -34,20 +35,11 @@ class PromptRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
-    """A prompt with a preferred and a rejected completion, as ids."""
+class Example:
+    """A prompt with the completion to learn, or with the chosen and the rejected one, as ids."""
 
     prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A prompt and the completion to learn, as ids."""
-
-    prompt: list[int]
-    completion: list[int]
+    completions: tuple[list[int], ...]
 
 
 def column(row: Row, name: str, index: int, source: str) -> Any:
@@ -87,6 +79,10 @@ class PromptFormat:
                     f"{self.source}, row {index}: data.prompt names {error}, which is no column; "
                     f"the row has {', '.join(sorted(row))}"
                 ) from error
+            except (ValueError, IndexError) as error:
+                raise DataError(
+                    f'data.prompt: {self.template!r} is no template ({error}); name columns in braces, such as "{{question}}"'
+                ) from error
             if not text.strip():
                 raise DataError(f"{self.source}, row {index}: the prompt is empty")
         plain = isinstance(text, str) and (
@@ -107,11 +103,14 @@ class PromptFormat:
     def completion_ids(self, completion: str | Messages, *, chat: bool, eos_id: int) -> list[int]:
         """The text, its end-of-turn token if it answers a chat, and exactly one EOS."""
         text = completion if isinstance(completion, str) else completion[-1]["content"]
-        return [*self.ids(text), *(self._end_of_turn() if chat else ()), eos_id]
+        return [*self.ids(text), *(_end_of_turn(self.tokenizer) if chat else ()), eos_id]
 
-    def _end_of_turn(self) -> list[int]:
-        vocabulary = self.tokenizer.get_vocab()
-        return [vocabulary[name] for name in _END_OF_TURN if name in vocabulary][:1]
+
+@lru_cache(maxsize=8)
+def _end_of_turn(tokenizer: Any) -> list[int]:
+    """The id that ends a chat turn, if there is one; looked up once, since vocabularies are large."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[name] for name in _END_OF_TURN if name in vocabulary][:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +165,21 @@ def fitting(rows: Iterable[tuple[Any, bool]], source: str) -> list[Any]:
 
 
 def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> list[PromptRow]:
-    """Prompts with the remaining columns beside them."""
+    """Prompts with the remaining columns beside them.
+
+    Raises:
+        DataError: a prompt cannot be used, or rows do not all have the same columns.
+    """
 
     def convert() -> Iterable[tuple[PromptRow, bool]]:
         for index, row in enumerate(rows):
             prompt = form.prompt(row, index)
+            if row.keys() != rows[0].keys():
+                name = sorted(row.keys() ^ rows[0].keys())[0]
+                raise DataError(
+                    f"{form.source}, row {index}: column {name!r} is in this row or in row 0, not in both; reward "
+                    "functions need the same columns in every row"
+                )
             ids = form.ids(prompt)
             columns = {name: value for name, value in row.items() if name != "prompt"}
             yield PromptRow(ids, prompt, columns), rule.keep(ids, 0, index, form.source)
@@ -178,10 +187,10 @@ def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> li
     return fitting(convert(), form.source)
 
 
-def pair_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Pair]:
+def pair_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Example]:
     """Preference pairs from the columns prompt (or a template), chosen and rejected."""
 
-    def convert() -> Iterable[tuple[Pair, bool]]:
+    def convert() -> Iterable[tuple[Example, bool]]:
         for index, row in enumerate(rows):
             prompt = form.prompt(row, index)
             chat = not isinstance(prompt, str)
@@ -191,15 +200,15 @@ def pair_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id:
             )
             ids = form.ids(prompt)
             fits = rule.keep(ids, max(len(chosen), len(rejected)), index, form.source)
-            yield Pair(ids, chosen, rejected), fits
+            yield Example(ids, (chosen, rejected)), fits
 
     return fitting(convert(), form.source)
 
 
-def text_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Text]:
+def text_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id: int) -> list[Example]:
     """Supervised rows from prompt and completion, or from `messages` that end with the assistant's."""
 
-    def convert() -> Iterable[tuple[Text, bool]]:
+    def convert() -> Iterable[tuple[Example, bool]]:
         for index, row in enumerate(rows):
             if "messages" in row:
                 *turns, last = column(row, "messages", index, form.source)
@@ -209,6 +218,6 @@ def text_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule, eos_id:
                 completion = column(row, "completion", index, form.source)
             chat = not isinstance(prompt, str)
             ids, answer = form.ids(prompt), form.completion_ids(completion, chat=chat, eos_id=eos_id)
-            yield Text(ids, answer), rule.keep(ids, len(answer), index, form.source)
+            yield Example(ids, (answer,)), rule.keep(ids, len(answer), index, form.source)
 
     return fitting(convert(), form.source)

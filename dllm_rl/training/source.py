@@ -11,13 +11,13 @@ from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm
 from dllm_rl.diffusion.sequences import sequences_from_ids
-from dllm_rl.diffusion.transform import Transform
+from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.diffusion.views import Sequences
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
 from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.rewards import RewardPanel
-from dllm_rl.training.data import Pair, PromptRow, Text
+from dllm_rl.training.data import Example, PromptRow
 from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
 
 
@@ -28,7 +28,6 @@ class Material:
     sequences: Sequences
     keys: Tensor
     advantage: Tensor | None = None
-    transform: Transform | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,44 +62,25 @@ def _visits(seed: int, window: int, layout: Layout, micro_batch: int, num_rows: 
 
 
 @dataclass(frozen=True, slots=True)
-class TextSource:
-    """Prompt and completion pairs for supervised learning."""
+class ExampleSource:
+    """Texts to learn or pairs to compare. The completions of a row follow one another: with pairs, rows 2i and 2i + 1 of a
+    micro-batch are the chosen and the rejected text of pair i."""
 
-    rows: Sequence[Text]
+    rows: Sequence[Example]
     seed: int
     pad_id: int
     device: torch.device
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
-        material = []
-        for micro_batch in range(layout.num_micro_batches):
-            visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
-            rows = [self.rows[v.row] for v in visits]
-            prompts, completions = [r.prompt for r in rows], [r.completion for r in rows]
-            sequences = sequences_from_ids(prompts, completions, self.pad_id, self.device)
-            material.append(Material(sequences, visit_keys(self.seed, visits, 1).to(self.device)))
-        return Harvest(material)
+        return Harvest([self._material(window, layout, m) for m in range(layout.num_micro_batches)])
 
-
-@dataclass(frozen=True, slots=True)
-class PairSource:
-    """Preference pairs; rows 2i and 2i + 1 of a micro-batch are the chosen and the rejected text of pair i."""
-
-    rows: Sequence[Pair]
-    seed: int
-    pad_id: int
-    device: torch.device
-
-    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
-        material = []
-        for micro_batch in range(layout.num_micro_batches):
-            visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
-            rows = [self.rows[v.row] for v in visits]
-            prompts = [r.prompt for r in rows for _ in range(2)]
-            completions = [ids for r in rows for ids in (r.chosen, r.rejected)]
-            sequences = sequences_from_ids(prompts, completions, self.pad_id, self.device)
-            material.append(Material(sequences, visit_keys(self.seed, visits, 2).to(self.device)))
-        return Harvest(material)
+    def _material(self, window: int, layout: Layout, micro_batch: int) -> Material:
+        visits = _visits(self.seed, window, layout, micro_batch, len(self.rows))
+        rows = [self.rows[v.row] for v in visits]
+        prompts = [row.prompt for row in rows for _ in row.completions]
+        completions = [ids for row in rows for ids in row.completions]
+        sequences = sequences_from_ids(prompts, completions, self.pad_id, self.device)
+        return Material(sequences, visit_keys(self.seed, visits, len(rows[0].completions)).to(self.device))
 
 
 Decoder = Callable[[Sequence[int]], str]
@@ -118,6 +98,7 @@ class RolloutSource:
     algorithm: Algorithm
     num_generations: int
     decode: Decoder
+    device: torch.device
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
         visits = [
@@ -126,28 +107,35 @@ class RolloutSource:
             for visit in _visits(self.seed, window, layout, micro_batch, len(self.rows))
         ]
         rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
-        keys = visit_keys(self.seed, visits, self.num_generations)
+        keys = visit_keys(self.seed, visits, self.num_generations).to(self.device)
         trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
         texts = [self.decode(ids) for ids in trajectory.completions]
         judged = self.panel(
             [row.prompt for row in rows],
             [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
-            trajectory.completions,
+            _until_end(trajectory),
             _columns(rows),
             update=update + 1,
         )
-        reward = torch.tensor(judged.total, dtype=torch.float64).view(len(visits), self.num_generations)
+        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(len(visits), -1)
         advantage = self.algorithm.advantages(reward)
         sequences = self.algorithm.scope(trajectory.sequences())
-        device = sequences.tokens.device
         size = layout.per_device * self.num_generations
         material = [
-            Material(sequences.select(part), keys.to(device)[part], advantage.flatten().to(device)[part])
-            for part in torch.split(torch.arange(len(rows), device=device), size)
+            Material(sequences.select(part), keys[part], advantage.flatten()[part])
+            for part in torch.split(torch.arange(len(rows), device=self.device), size)
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
         return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
+
+
+def _until_end(trajectory: Trajectory) -> list[list[int]]:
+    """Ids of each completion up to and including its first end of text, as TRL's reward convention has them."""
+    return [
+        [token for token, kept in zip(tokens, keep, strict=True) if kept]
+        for tokens, keep in zip(trajectory.completions, trajectory.written.tolist(), strict=True)
+    ]
 
 
 def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:

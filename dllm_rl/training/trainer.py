@@ -130,6 +130,17 @@ class DiffusionTrainer(Trainer):
             logs.update(self._reduced_reports())
         super().log(logs, start_time)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save on the main process, with the weights gathered if they are spread over processes; all wait for it."""
+        super().save_model(output_dir, _internal_call)
+        self.accelerator.wait_for_everyone()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """One way to write weights, for checkpoints and for the end: published names, whole or not at all."""
+        if self.args.should_save:
+            assert output_dir is not None
+            self.diffusion.save(output_dir, state_dict=state_dict)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Strict: transformers would leave weights that it cannot match at their initial values."""
         load_weights(self.diffusion, resume_from_checkpoint)
@@ -162,7 +173,7 @@ class DiffusionTrainer(Trainer):
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
         keys = fold(material.keys, "views", index)
         views = self.algorithm.views(material.sequences, keys, self.diffusion.spec.mask_id)
-        batch = Batch(material.sequences, views, material.advantage, transform=material.transform)
+        batch = Batch(material.sequences, views, material.advantage)
         if self.algorithm.needs_behaviour and iteration > 0:
             batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward))
         if self.algorithm.needs_reference:

@@ -32,7 +32,7 @@ def test_on_policy_gradient_is_reinforce(level: str, corruption: dict, draws: in
         torch.autograd.grad(loss.total, scores.logp)[0], torch.autograd.grad(reinforce, scores.logp)[0]
     )
     assert loss.metrics["policy/ratio"].value == 1.0
-    assert loss.metrics["policy/outside_clip"].value == 0.0
+    assert loss.metrics["policy/clipped"].value == 0.0
 
 
 def test_scores_of_the_behaviour_itself_equal_no_scores() -> None:

@@ -49,7 +49,7 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
         ("algorithm.beta=0", "algorithm.beta: found 0, expected greater than 0"),
         ("eval={tasks: [a], temperature: .inf}", "eval.temperature: found inf, expected a finite number"),
         ("dat.path=x", "dat: unknown key. Did you mean data? Keys: algorithm, model, data, "),
-        ("model={}", "model.path: missing. Hub id or folder of the model."),
+        ("model={}", "model.path: missing. Hub id or folder of the model, or a procedural one such as toy:llada."),
         ("model.dtype=bfloat", "model.dtype: unknown bfloat. Did you mean bfloat16? One of: auto, float32, "),
         (
             "model.lora.alpha=3",

@@ -43,16 +43,16 @@ def test_a_template_makes_a_chat_turn_if_the_tokenizer_has_one_and_text_if_not()
 def test_completions_end_with_one_end_of_turn_in_a_chat_and_one_end_of_text(form: PromptFormat) -> None:
     eos = form.tokenizer.eos_token_id
     (text,) = text_rows([{"prompt": "1+1=", "completion": "2"}], form, ANY, eos)
-    assert _decode(form, text.completion) == "2<|endoftext|>"
+    assert _decode(form, text.completions[0]) == "2<|endoftext|>"
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yo"}]
     (text,) = text_rows([{"messages": chat}], form, ANY, eos)
-    assert _decode(form, text.completion) == "yo<|eot_id|><|endoftext|>"
+    assert _decode(form, text.completions[0]) == "yo<|eot_id|><|endoftext|>"
 
 
 def test_pairs_share_their_prompt(form: PromptFormat) -> None:
     (pair,) = pair_rows([{"prompt": "a", "chosen": "b", "rejected": "cd"}], form, ANY, EOS)
-    assert [_decode(form, ids) for ids in (pair.prompt, pair.chosen[:-1], pair.rejected[:-1])] == ["a", "b", "cd"]
-    assert pair.chosen[-1] == pair.rejected[-1] == EOS
+    assert [_decode(form, ids) for ids in (pair.prompt, pair.completions[0][:-1], pair.completions[1][:-1])] == ["a", "b", "cd"]
+    assert [ids[-1] for ids in pair.completions] == [EOS, EOS]
 
 
 @pytest.mark.parametrize(
