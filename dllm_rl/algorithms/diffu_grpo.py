@@ -150,9 +150,7 @@ class DiffuGRPO(Algorithm):
             metrics["policy/kl_reference"] = masked_mean(divergence.detach(), views.scored)
         return Loss(-objective, metrics)
 
-    def _terms(
-        self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]
-    ) -> _Terms:
+    def _terms(self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]) -> _Terms:
         """What has a ratio of its own: each scored token of each view, or each sequence."""
         assert batch.advantage is not None
         share = self._share(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -145,10 +145,15 @@ class DiffusionModel:
                 "the model has no adapter to switch off and no frozen copy; call make_reference_copy() before training"
             )
 
-    def make_reference_copy(self) -> DiffusionModel:
-        """Keep a frozen copy of the weights as they are now, for `reference`. Costs the memory of a second model."""
+    def make_reference_copy(self, prepare: Callable[[nn.Module], nn.Module] | None = None) -> DiffusionModel:
+        """Keep a frozen copy of the weights as they are now, for `reference`. Costs the memory of a second model.
+
+        Args:
+            prepare: puts the copy where and how the trained network is; None leaves it as it is.
+        """
         network = copy.deepcopy(self._bare).requires_grad_(False).eval()
-        self._reference = DiffusionModel(network, self.spec, self.tokenizer)
+        frozen = DiffusionModel(network, self.spec, self.tokenizer)
+        self._reference = frozen if prepare is None else frozen.with_network(prepare(network))
         return self._reference
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:

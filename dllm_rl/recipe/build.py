@@ -18,14 +18,14 @@ from dllm_rl.recipe.launch import (
     leave_process_group_at_exit,
     quieten,
     training_arguments,
-    world_size,
 )
 from dllm_rl.recipe.load import load_recipe
-from dllm_rl.recipe.model import make_model
+from dllm_rl.recipe.model import make_model, needs_reference_copy
 from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
-from dllm_rl.training.checkpoint import is_disk_full, last_complete, update_of
+from dllm_rl.training.checkpoint import is_disk_full, last_complete, planned_updates, update_of
+from dllm_rl.training.compat import prepare_frozen
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.trainer import DiffusionTrainer
 
@@ -65,6 +65,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         record(recipe)
     if checkpoint is not None:
         log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
+        warn_of_another_schedule(trainer, checkpoint)
     _run(trainer, folder, checkpoint)
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
     trainer.accelerator.wait_for_everyone()
@@ -85,7 +86,7 @@ def _checkpoint(recipe: Recipe) -> Path | None:
 
 
 def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | None) -> DiffusionTrainer:
-    set_seed(recipe.train.arguments.get("seed", 42))  # new adapters start from it; every draw has a key of its own
+    set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
     model = make_model(recipe, base)
     data = load_data(recipe, base, model)
     arguments = training_arguments(recipe, len(data.rows), resuming=checkpoint is not None)
@@ -93,16 +94,30 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
     trainer = DiffusionTrainer(
         model=model,
         algorithm=recipe.algorithm,
-        source=make_source(recipe, base, data, model, arguments.seed),
+        source=make_source(recipe, base, data, model, arguments.seed, arguments.device),
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
     )
     check_world(trainer)
+    if needs_reference_copy(recipe):
+        model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator)
     trainer.remove_callback(PrinterCallback)
     for callback in _callbacks(recipe, folder, trainer, checkpoint):
         trainer.add_callback(callback)
     return trainer
+
+
+def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> None:
+    """A run made longer goes on, but is not the run that would have been planned that long from the start."""
+    planned, wanted = planned_updates(checkpoint), trainer.args.max_steps
+    if planned != wanted and not str(trainer.args.lr_scheduler_type).endswith(("constant", "constant_with_warmup")):
+        log.warning(
+            "train.max_steps was %d and is %d: the learning rate follows the new schedule from here on, so the result "
+            "differs from that of a run planned this long",
+            planned,
+            wanted,
+        )
 
 
 def _callbacks(
@@ -127,10 +142,7 @@ def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) 
     """
     try:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        if trainer.accelerator.is_main_process and world_size() == 1:
-            trainer.diffusion.save(folder.final)
-        elif world_size() > 1:
-            trainer.save_model(str(folder.final))
+        trainer.save_model(str(folder.final))
     except Exception as error:
         if not is_disk_full(error):
             raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.lora import add_lora
-from dllm_rl.recipe.schema import ModelSection, Recipe
-from dllm_rl.rollouts.shipped import shipped_root
+from dllm_rl.recipe.schema import Recipe
+from dllm_rl.rollouts.shipped import find
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.toys.tokenizer import character_tokenizer
 
@@ -17,33 +18,42 @@ _TOY = "toy:llada"
 
 
 def make_model(recipe: Recipe, base: Path) -> DiffusionModel:
-    """The policy with its tokenizer and, where the algorithm needs one, its reference.
+    """The policy with its tokenizer.
 
     Raises:
         RecipeError: there is no tokenizer, or a procedural model is not known.
         CheckpointError: the weights cannot be loaded.
     """
     section = recipe.model
-    model = _toy(section) if section.path.startswith("toy:") else _loaded(section, base)
+    model = _toy(recipe) if section.path.startswith("toy:") else _loaded(recipe, base)
     if model.tokenizer is None:
         raise RecipeError(
             f"model.path: {section.path} has no tokenizer files, and training reads and writes text; put a tokenizer "
             "beside the weights or set model.tokenizer"
         )
-    if recipe.algorithm.needs_reference and section.lora is None and section.adapter is None:
-        model.make_reference_copy()
+    if not model.spec.eos_ids:
+        raise RecipeError(f"model.path: {section.path} names no end of text (eos_token_id), which completions end with")
     return model
 
 
-def _loaded(section: ModelSection, base: Path) -> DiffusionModel:
+def needs_reference_copy(recipe: Recipe) -> bool:
+    """Whether switching an adapter off would not give back the model that training starts from."""
+    return recipe.algorithm.needs_reference and (recipe.model.lora is None or recipe.model.adapter is not None)
+
+
+def _loaded(recipe: Recipe, base: Path) -> DiffusionModel:
+    section = recipe.model
     if section.options:
         raise RecipeError(f"model.options: only for procedural models such as {_TOY}; remove it")
+    quantized_on = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"  # the trainer cannot move quantized weights
     return load_model(
-        locate_folder(section.path, base),
+        str(find(section.path, base) or section.path),
         dtype=section.dtype,
+        device=quantized_on if section.quantization else "cpu",
         lora=section.lora,
         adapter=section.adapter,
         trainable=True,
+        lora_dropout_allowed=recipe.algorithm.allows_dropout,
         attn_implementation=section.attn_implementation,
         tokenizer=section.tokenizer,
         quantization=section.quantization,
@@ -51,17 +61,8 @@ def _loaded(section: ModelSection, base: Path) -> DiffusionModel:
     )
 
 
-def locate_folder(name: str, base: Path) -> str:
-    """The folder that `name` means in the working directory, beside the recipe or among the shipped files, else `name`
-    itself: a hub id, or a folder that is not there.
-    """
-    for folder in (Path.cwd(), base, shipped_root()):
-        if (folder / name).is_dir():
-            return str(folder / name)
-    return name
-
-
-def _toy(section: ModelSection) -> DiffusionModel:
+def _toy(recipe: Recipe) -> DiffusionModel:
+    section = recipe.model
     if section.path != _TOY:
         raise RecipeError(f"model.path: no procedural model {section.path!r}; there is {_TOY}")
     options = dict(section.options)
@@ -72,4 +73,5 @@ def _toy(section: ModelSection) -> DiffusionModel:
         raise RecipeError(f"model.options: {error}") from error
     if section.lora is None:
         return model
-    return DiffusionModel(add_lora(model.network, section.lora), model.spec, model.tokenizer)
+    network = add_lora(model.network, section.lora, allow_dropout=recipe.algorithm.allows_dropout)
+    return DiffusionModel(network, model.spec, model.tokenizer)

@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dllm_rl.errors import DataError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel, load_function
 from dllm_rl.rollouts.rows import Row, read_rows
+from dllm_rl.rollouts.shipped import find
 from dllm_rl.rollouts.text import decode_until_eos
-from dllm_rl.training.data import LengthRule, Pair, PromptFormat, PromptRow, Text, pair_rows, prompt_rows, text_rows
-from dllm_rl.training.source import PairSource, RolloutSource, Source, TextSource
+from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
+from dllm_rl.training.source import ExampleSource, RolloutSource, Source
 
 
 @dataclass(frozen=True, slots=True)
 class Data:
     """Rows ready to train on."""
 
-    rows: Sequence[PromptRow] | Sequence[Pair] | Sequence[Text]
+    rows: Sequence[PromptRow] | Sequence[Example]
 
 
 def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
@@ -32,7 +35,7 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
         DataError: a file, a column or a row cannot be used.
     """
     section = recipe.data
-    rows = _raw_rows(recipe)
+    rows = _raw_rows(recipe, base)
     if section.map is not None:
         function = load_function(section.map, base)
         rows = [function(row) for row in rows]
@@ -51,11 +54,13 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
     return Data(text_rows(rows, form, rule, eos_id))
 
 
-def _raw_rows(recipe: Recipe) -> list[Row]:
+def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":
-        return read_rows(section.path, name=section.name, split=section.split)[: section.limit]
+        return read_rows(find(section.path, base) or section.path, name=section.name, split=section.split)[
+            : section.limit
+        ]
     if toy != "arithmetic":
         raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
     from dllm_rl.toys.arithmetic import rows as arithmetic_rows
@@ -79,19 +84,21 @@ def settings_of(section: DecodingSection) -> RolloutSettings:
     )
 
 
-def make_source(recipe: Recipe, base: Path, data: Data, model: DiffusionModel, seed: int) -> Source:
-    """The source that the recipe's algorithm learns from."""
-    pad_id = model.spec.eos_ids[0]
+def make_source(
+    recipe: Recipe, base: Path, data: Data, model: DiffusionModel, seed: int, device: torch.device
+) -> Source:
+    """The source that the recipe's algorithm learns from.
+
+    Args:
+        device: where the model will be once the trainer has it.
+    """
     rows: Any = data.rows
-    if recipe.algorithm.source == "text":
-        return TextSource(rows, seed, pad_id, model.device)
-    if recipe.algorithm.source == "pairs":
-        return PairSource(rows, seed, pad_id, model.device)
-    assert recipe.rollout is not None and recipe.reward is not None
+    if recipe.rollout is None or recipe.reward is None:
+        return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
     engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
     panel = RewardPanel.load(
         recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
     )
     return RolloutSource(
-        rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model)
+        rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model), device
     )

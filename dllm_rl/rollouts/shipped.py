@@ -18,23 +18,33 @@ def shipped_root() -> Path:
     return inside if inside.is_dir() else package.parent
 
 
-def locate(name: str, base: Path | None = None) -> Path:
-    """The existing file that `name` means, absolute.
+def find(name: str, base: Path | None = None) -> Path | None:
+    """The existing file or folder that `name` means, absolute; None if there is none.
 
     Args:
         name: a path, absolute or relative to `base`, to the working directory or to the shipped files, in this order.
         base: folder of the recipe that names it.
+    """
+    path = Path(name).expanduser()
+    return next(((folder / path).resolve() for folder in _folders(base) if (folder / path).exists()), None)
+
+
+def locate(name: str, base: Path | None = None) -> Path:
+    """The existing file that `name` means; see `find`.
 
     Raises:
         RecipeError: there is no such file in any of these places.
     """
+    found = find(name, base)
+    if found is not None and found.is_file():
+        return found
     path = Path(name).expanduser()
-    folders = dict.fromkeys(folder.resolve() for folder in (base or Path.cwd(), Path.cwd(), shipped_root()))
-    for folder in folders:
-        if (folder / path).is_file():
-            return (folder / path).resolve()
-    tried = path.parent if path.is_absolute() else ", ".join(map(str, folders))
+    tried = path.parent if path.is_absolute() else ", ".join(map(str, _folders(base)))
     raise RecipeError(f"no file {name} (looked in {tried}); give a path that exists")
+
+
+def _folders(base: Path | None) -> list[Path]:
+    return list(dict.fromkeys(folder.resolve() for folder in (base or Path.cwd(), Path.cwd(), shipped_root())))
 
 
 def import_file(path: Path) -> ModuleType:

@@ -38,6 +38,11 @@ def update_of(checkpoint: Path) -> int | None:
     return update if isinstance(update, int) and checkpoint.name == f"checkpoint-{update}" else None
 
 
+def planned_updates(checkpoint: Path) -> int:
+    """How many updates the run that made a whole checkpoint was to make."""
+    return int(json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))["max_steps"])
+
+
 def last_complete(output: Path) -> Path | None:
     """The newest whole checkpoint of a run."""
     whole = [(update, folder) for folder in output.glob("checkpoint-*") if (update := update_of(folder)) is not None]

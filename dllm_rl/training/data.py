@@ -81,7 +81,8 @@ class PromptFormat:
                 ) from error
             except (ValueError, IndexError) as error:
                 raise DataError(
-                    f'data.prompt: {self.template!r} is no template ({error}); name columns in braces, such as "{{question}}"'
+                    f"data.prompt: {self.template!r} is no template ({error}); name columns in braces, such as "
+                    "{question}"
                 ) from error
             if not text.strip():
                 raise DataError(f"{self.source}, row {index}: the prompt is empty")

@@ -63,8 +63,10 @@ def _visits(seed: int, window: int, layout: Layout, micro_batch: int, num_rows: 
 
 @dataclass(frozen=True, slots=True)
 class ExampleSource:
-    """Texts to learn or pairs to compare. The completions of a row follow one another: with pairs, rows 2i and 2i + 1 of a
-    micro-batch are the chosen and the rejected text of pair i."""
+    """Texts to learn or pairs to compare, the completions of a row one after the other.
+
+    With pairs, rows 2i and 2i + 1 of a micro-batch are thus the chosen and the rejected text of pair i.
+    """
 
     rows: Sequence[Example]
     seed: int

@@ -51,7 +51,11 @@ def test_completions_end_with_one_end_of_turn_in_a_chat_and_one_end_of_text(form
 
 def test_pairs_share_their_prompt(form: PromptFormat) -> None:
     (pair,) = pair_rows([{"prompt": "a", "chosen": "b", "rejected": "cd"}], form, ANY, EOS)
-    assert [_decode(form, ids) for ids in (pair.prompt, pair.completions[0][:-1], pair.completions[1][:-1])] == ["a", "b", "cd"]
+    assert [_decode(form, ids) for ids in (pair.prompt, pair.completions[0][:-1], pair.completions[1][:-1])] == [
+        "a",
+        "b",
+        "cd",
+    ]
     assert [ids[-1] for ids in pair.completions] == [EOS, EOS]
 
 
@@ -98,3 +102,11 @@ def test_long_rows_are_an_error_or_left_out_and_counted(form: PromptFormat, capl
 def test_text_that_the_tokenizer_lacks_is_refused(form: PromptFormat) -> None:
     with pytest.raises(DataError, match="data: the tokenizer cannot encode '£5'"):
         prompt_rows([{"prompt": "£5"}], form, ANY)
+
+
+def test_rows_with_other_columns_and_broken_templates_are_refused(form: PromptFormat) -> None:
+    with pytest.raises(DataError, match="row 1: column 'answer' is in this row or in row 0, not in both"):
+        prompt_rows([{"prompt": "a", "answer": "1"}, {"prompt": "b"}], form, ANY)
+    for template in ("{}", "{question", "{question!z}"):
+        with pytest.raises(DataError, match="is no template"):
+            prompt_rows([{"question": "a"}], PromptFormat(character_tokenizer(), template=template), ANY)
