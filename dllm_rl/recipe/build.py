@@ -11,7 +11,6 @@ from typing import Any
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from dllm_rl.errors import CheckpointError
-from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.recipe.evaluate import evaluator
 from dllm_rl.recipe.launch import (
     check_world,
@@ -70,7 +69,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
-        print(farewell(result, trainer.diffusion), flush=True)
+        print(farewell(result, recipe), flush=True)
     return result
 
 
@@ -153,13 +152,15 @@ def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) 
         ) from error
 
 
-def farewell(result: RunResult, model: DiffusionModel) -> str:
+def farewell(result: RunResult, recipe: Recipe) -> str:
     """What the run achieved, where it is, and how to use it."""
     lines = [f"Done. Everything is in {result.output}: final/, metrics.jsonl, curve.png, recipe.json, checkpoints."]
     for name in accuracy_names(result.metrics):
         values = [line[name] for line in result.metrics if name in line]
         lines.insert(0, f"{name.split('/')[1]} accuracy (held out): {values[0]:.3f} before, {values[-1]:.3f} after")
+    decoding = recipe.rollout or recipe.eval
+    length = f" --gen-length {decoding.gen_length}" if decoding else ""
     lines.append(
-        f"Use it: dllm_rl.load_model({str(result.output)!r}), or dllm-rl generate {result.output} --prompt TEXT"
+        f"Use it: dllm_rl.load_model({str(result.output)!r}), or dllm-rl generate {result.output} --prompt TEXT{length}"
     )
     return "\n".join(lines)

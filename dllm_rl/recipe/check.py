@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dllm_rl.errors import RecipeError
 from dllm_rl.evaluation.task import load_task
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rewards import check_rewards, load_reward
 from dllm_rl.rollouts.rows import read_rows
+from dllm_rl.rollouts.shipped import find
 
 LOCAL = (".jsonl", ".json", ".csv", ".parquet")
 
@@ -24,6 +26,7 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
     Raises:
         DllmRlError: something is missing, or a reward function cannot judge the first two rows.
     """
+    _refuse_missing_folder(recipe.model.path, base)
     rows = _first_rows(recipe, base)
     if rows:
         yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
@@ -40,10 +43,19 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
         yield f"eval: {', '.join(task.name for task in tasks)}"
 
 
+def _refuse_missing_folder(path: str, base: Path) -> None:
+    """A hub id is owner/name; what looks like anything else must be a folder."""
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
+    if looks_local and not path.startswith("toy:") and find(path, base) is None:
+        raise RecipeError(
+            f"model.path: there is no folder {path}; give a checkpoint's folder, a run's output or a hub id"
+        )
+
+
 def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:
     """The first two rows of a local file, mapped; none for other sources, which may be far away."""
     change = load_function(recipe.data.map, base) if recipe.data.map else None
     if not recipe.data.path.endswith(LOCAL):
         return []
-    rows = read_rows(recipe.data.path)[:2]
+    rows = read_rows(find(recipe.data.path, base) or recipe.data.path)[:2]
     return [change(row) for row in rows] if change else rows

@@ -97,9 +97,8 @@ class PromptFormat:
     def ids(self, prompt: str | Messages) -> list[int]:
         try:
             return encode_prompt(self.tokenizer, prompt)
-        except Exception as error:  # the tokenizers library raises bare exceptions
-            excerpt = prompt_text(prompt)[:60]
-            raise DataError(f"{self.source}: the tokenizer cannot encode {excerpt!r}: {error}") from error
+        except DataError as error:
+            raise DataError(f"{self.source}: {error}") from error
 
     def completion_ids(self, completion: str | Messages, *, chat: bool, eos_id: int) -> list[int]:
         """The text, its end-of-turn token if it answers a chat, and exactly one EOS."""

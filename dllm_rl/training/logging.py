@@ -75,13 +75,14 @@ class EvaluateEvery(TrainerCallback):
 
 
 class Progress(TrainerCallback):
-    """A bar with reward and accuracy; at every evaluation a line of numbers and a few samples."""
+    """A bar with reward and accuracy; a line at every evaluation, samples each quarter of the run."""
 
     def __init__(self, samples: Callable[[], Sequence[Sample]]) -> None:
         self.samples = samples
         self.bar: tqdm[Any] | None = None
         self.shown: dict[str, str] = {}
         self.start = time.monotonic()
+        self.quarter = -1
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
@@ -114,8 +115,10 @@ class Progress(TrainerCallback):
         )
         reward = f" | reward {self.shown['reward']}" if "reward" in self.shown else ""
         self.bar.write(f"update {state.global_step:>5}{reward} | {shown} | {time.monotonic() - self.start:.0f} s")
-        if samples := self.samples():
+        quarter = 4 * state.global_step // state.max_steps
+        if quarter > self.quarter and (samples := self.samples()):
             self.bar.write(sample_table(samples))
+        self.quarter = quarter
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.bar is not None:
@@ -123,11 +126,11 @@ class Progress(TrainerCallback):
 
 
 def sample_table(samples: Sequence[Sample], limit: int = 3) -> str:
-    """The first completions of a rollout with their rewards, as text."""
+    """A few completions of a rollout, spread over its prompts, with their rewards, as text."""
     table = Table(title="rollouts", title_justify="left", show_edge=False)
     for heading in ("prompt", "completion", "reward", "advantage"):
         table.add_column(heading, overflow="ellipsis", no_wrap=True, max_width=48)
-    for sample in samples[:limit]:
+    for sample in samples[:: max(1, len(samples) // limit)][:limit]:
         prompt, completion = (text.replace("\n", "\\n") for text in (sample.prompt, sample.completion))
         table.add_row(prompt[-48:], completion[:48], f"{sample.reward:.2f}", f"{sample.advantage:+.2f}")
     console = Console(width=120, no_color=True)

@@ -100,7 +100,7 @@ def test_long_rows_are_an_error_or_left_out_and_counted(form: PromptFormat, capl
 
 
 def test_text_that_the_tokenizer_lacks_is_refused(form: PromptFormat) -> None:
-    with pytest.raises(DataError, match="data: the tokenizer cannot encode '£5'"):
+    with pytest.raises(DataError, match="data: the tokenizer has no ids for the prompt '£5'"):
         prompt_rows([{"prompt": "£5"}], form, ANY)
 
 
