@@ -60,10 +60,10 @@ def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | N
 
 def _check(arguments: argparse.Namespace) -> None:
     from dllm_rl.recipe.check import check
-    from dllm_rl.recipe.load import load_recipe
+    from dllm_rl.recipe.load import load_recipe, recipe_file
 
     recipe = load_recipe(arguments.recipe, arguments.overrides)
-    for line in check(recipe, Path(arguments.recipe).resolve().parent):
+    for line in check(recipe, recipe_file(arguments.recipe).parent):
         print(line)
     print(f"{arguments.recipe}: a valid recipe, {recipe.algorithm.type} of {recipe.model.path} on {recipe.data.path}")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dllm_rl.errors import RecipeError
-from dllm_rl.rollouts.shipped import import_file, locate, shipped_root
 from dllm_rl.scoring.result import Score
+from dllm_rl.shipped import import_file, locate, shipped_root
 
 Example = Mapping[str, Any]
 Messages = Sequence[Mapping[str, str]]

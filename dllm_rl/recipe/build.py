@@ -18,7 +18,7 @@ from dllm_rl.recipe.launch import (
     quieten,
     training_arguments,
 )
-from dllm_rl.recipe.load import load_recipe
+from dllm_rl.recipe.load import load_recipe, recipe_file
 from dllm_rl.recipe.model import make_model, needs_reference_copy
 from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
@@ -56,7 +56,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
     recipe = load_recipe(recipe_path_or_dict, overrides)
     quieten()
     leave_process_group_at_exit()
-    base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else Path(recipe_path_or_dict).resolve().parent
+    base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else recipe_file(recipe_path_or_dict).parent
     checkpoint = _checkpoint(recipe)
     folder = RunFolder(Path(recipe.output))
     trainer = _trainer(recipe, base, folder, checkpoint)

@@ -12,7 +12,7 @@ from dllm_rl.recipe.schema import Recipe
 from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rewards import check_rewards, load_reward
 from dllm_rl.rollouts.rows import read_rows
-from dllm_rl.rollouts.shipped import find
+from dllm_rl.shipped import find
 
 LOCAL = (".jsonl", ".json", ".csv", ".parquet")
 

@@ -13,6 +13,7 @@ from dllm_rl.errors import RecipeError
 from dllm_rl.recipe.explain import explain
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.yaml12 import parse
+from dllm_rl.shipped import find
 
 
 def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Recipe:
@@ -32,11 +33,18 @@ def load_recipe(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         raise RecipeError(explain(error, Recipe, name)) from None
 
 
+def recipe_file(name: str | Path) -> Path:
+    """The recipe that `name` means: a file, else a shipped one, as `recipes/quickstart.yaml` or just `quickstart`."""
+    bare = "/" not in str(name) and not str(name).endswith((".yaml", ".yml", ".json"))
+    found = find(f"recipes/{name}.yaml" if bare else str(name))
+    if found is None or not found.is_file():
+        raise RecipeError(f"{name}: no such file")
+    return found
+
+
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise RecipeError(f"{path}: no such file")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = recipe_file(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path}: not text in UTF-8 (byte {error.start})") from None
     tree = parse(text, str(path))

@@ -10,7 +10,7 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.lora import add_lora
 from dllm_rl.recipe.schema import Recipe
-from dllm_rl.rollouts.shipped import find
+from dllm_rl.shipped import find
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.toys.tokenizer import character_tokenizer
 

@@ -15,8 +15,8 @@ from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel, load_function
 from dllm_rl.rollouts.rows import Row, read_rows
-from dllm_rl.rollouts.shipped import find
 from dllm_rl.rollouts.text import decode_until_eos
+from dllm_rl.shipped import find
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.source import ExampleSource, RolloutSource, Source
 

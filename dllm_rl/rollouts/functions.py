@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from dllm_rl.errors import RecipeError
-from dllm_rl.rollouts.shipped import import_file, locate
+from dllm_rl.shipped import import_file, locate
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:@\w+)?")
 

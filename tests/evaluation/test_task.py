@@ -8,8 +8,8 @@ import pytest
 
 from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.evaluation.task import EvalTask, load_task
-from dllm_rl.rollouts.shipped import shipped_root
 from dllm_rl.rollouts.text import prompt_text
+from dllm_rl.shipped import shipped_root
 
 FILES = {
     "gsm8k": "gsm8k/test.jsonl",

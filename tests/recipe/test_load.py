@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dllm_rl.errors import RecipeError
-from dllm_rl.recipe.load import load_recipe
+from dllm_rl.recipe.load import load_recipe, recipe_file
 
 VRPO: dict[str, Any] = {
     "algorithm": {"type": "vrpo"},
@@ -194,3 +194,12 @@ def test_a_missing_file_and_a_binary_file(tmp_path: Path) -> None:
 def test_a_message_names_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, "---\n" + MINIMAL)
     assert refusal(file, "model.dtyp=x").startswith(f"{file}: model.dtyp: unknown key. Did you mean dtype?")
+
+
+def test_shipped_recipes_go_by_their_names_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = Path(__file__).resolve().parents[2] / "recipes" / "quickstart.yaml"
+    assert recipe_file("quickstart") == recipe_file("recipes/quickstart.yaml") == shipped
+    assert load_recipe("quickstart") == load_recipe(shipped)
+    with pytest.raises(RecipeError, match="nothing: no such file"):
+        load_recipe("nothing")

@@ -9,7 +9,7 @@ import pytest
 
 from dllm_rl.errors import RewardError
 from dllm_rl.rollouts.rewards import RewardPanel
-from dllm_rl.rollouts.shipped import shipped_root
+from dllm_rl.shipped import shipped_root
 
 LAID_OUT = "<reasoning>\none\ntwo\n</reasoning>\n<answer>\n{}\n</answer>"
 SUDOKU = {"puzzle": ["3102200002100320"] * 3, "solution": ["3142243142131324"] * 3}

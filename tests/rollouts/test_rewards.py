@@ -16,7 +16,7 @@ import pytest
 
 from dllm_rl.errors import RecipeError, RewardError
 from dllm_rl.rollouts.rewards import RewardFunction, RewardPanel, check_rewards, load_reward
-from dllm_rl.rollouts.shipped import import_file, locate, shipped_root
+from dllm_rl.shipped import import_file, locate, shipped_root
 
 PROMPTS = ["one?", "two?", "three?"]
 TEXTS = ["1", "22", "333"]

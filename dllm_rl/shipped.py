@@ -13,7 +13,7 @@ from dllm_rl.errors import RecipeError
 
 def shipped_root() -> Path:
     """Folder that holds recipes/, rewards/ and eval/: inside an installed package, or the root of a checkout."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parent
     inside = package / "_shipped"
     return inside if inside.is_dir() else package.parent
 
