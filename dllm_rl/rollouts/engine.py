@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.models.modes import evaluating
 from dllm_rl.samplers.canvas import refuse_overlong
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.presets import make_sampler
@@ -104,20 +104,10 @@ class LocalEngine:
         refuse_overlong(self.model, prompts, self.sampler.blocks.gen_length)
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         size = self.batch_size or len(prompts)
-        with _evaluating(self.model.network):
+        with evaluating(self.model.network):
             parts = [
                 rollout(self.model, [prompts[row] for row in rows], self.sampler, keys[rows], update)
                 for rows in (by_length[start : start + size] for start in range(0, len(prompts), size))
             ]
         place = torch.tensor(by_length).argsort().tolist()
         return Trajectory.concatenate(parts).select(place)
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    was_training = network.training
-    network.eval()
-    try:
-        yield
-    finally:
-        network.train(was_training)

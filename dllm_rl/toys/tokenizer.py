@@ -32,6 +32,11 @@ def character_tokenizer(alphabet: str = PRINTABLE, chat_template: str = PLAIN_TE
     core = Tokenizer(models.WordLevel(vocabulary))
     core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     core.decoder = decoders.Fuse()
+    return with_specials(core, chat_template)
+
+
+def with_specials(core: Tokenizer, chat_template: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that also has LLaDA's special tokens, after its own; EOS is also the padding."""
     core.add_special_tokens(list(SPECIALS))
     tokenizer = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core,

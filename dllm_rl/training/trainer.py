@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from dllm_rl.algorithms.base import Algorithm, Batch
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.models.modes import evaluating
 from dllm_rl.objectives.reduce import Mean
 from dllm_rl.rng import fold
 from dllm_rl.training.backward import backward, score_all, view_groups
@@ -118,7 +119,7 @@ class DiffusionTrainer(Trainer):
         """Run the evaluation tasks with the present weights and log what they gave."""
         if self.evaluator is None:
             return {}
-        with _without_training(self.diffusion.network):
+        with evaluating(self.diffusion.network), torch.no_grad():
             metrics = self.evaluator()
         self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -155,7 +156,7 @@ class DiffusionTrainer(Trainer):
         )
 
     def _open(self, window: int, num_batches: int) -> Window:
-        with _without_training(self.diffusion.network):
+        with evaluating(self.diffusion.network), torch.no_grad():
             harvest = self.source.harvest(window, self.layout, self.state.global_step)
             batches = [
                 [
@@ -218,15 +219,3 @@ class DiffusionTrainer(Trainer):
         self._reports = {}
         sums = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
         return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
-
-
-@contextmanager
-def _without_training(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradient: rollouts and scores of old and reference weights are numbers."""
-    was_training = network.training
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        network.train(was_training)
