@@ -73,8 +73,7 @@ def test_five_layouts_give_the_same_rollouts_and_parameters(tmp_path: Path) -> N
             if "grpo" in name:
                 written = _rollouts(folder / f"{layout}-{name}-reward")
                 assert written == _rollouts(folder / f"{first}-{name}-reward") and written
-                for line in written:
-                    assert len(json.loads(line)[1]) == 8
+                assert all(1 <= len(json.loads(line)[1]) <= 8 for line in written)
             apart = runs.distance(expected, runs.weights(folder / f"{layout}-{name}"))
             print(f"{name} {layout}: relative L2 {apart:.2e}")
             assert apart <= 1e-6, (name, layout, apart)
