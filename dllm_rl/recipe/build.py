@@ -148,8 +148,13 @@ def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) 
         left = last_complete(folder.path)
         kept = f"the last whole checkpoint is {left}" if left else "no checkpoint was written yet"
         raise CheckpointError(
-            f"{folder.path}: could not write: {error}; {kept}. Free space and run the same command again to go on"
+            f"{folder.path}: could not write: {error.__cause__ or error}; {kept}. Free space and run the same command "
+            "again to go on"
         ) from error
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, Progress):
+                callback.close()
 
 
 def farewell(result: RunResult, recipe: Recipe) -> str:

@@ -120,7 +120,8 @@ class Progress(TrainerCallback):
             self.bar.write(sample_table(samples))
         self.quarter = quarter
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+    def close(self) -> None:
+        """End the bar's line, so that what is printed next, an error too, has one of its own."""
         if self.bar is not None:
             self.bar.close()
 
