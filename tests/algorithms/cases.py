@@ -36,7 +36,7 @@ def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
     noise = lambda: -torch.rand(views.canvas.shape, generator=generator, dtype=torch.float64) * 3  # noqa: E731
     batch = Batch(sequences, views)
     if algorithm.source == "rollouts":
-        advantage = torch.tensor([0.5, -0.5, 1.0, -1.0], dtype=torch.float64)
+        advantage = torch.tensor([0.5, -0.25, 1.0, -2.0], dtype=torch.float64)
         batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else None)
     if algorithm.needs_reference:
         batch = replace(batch, reference_logp=noise() * views.scored)

@@ -1,0 +1,118 @@
+"""One update of the trainer against the gradient of its mean loss, written as one graph."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import TrainingArguments
+
+from dllm_rl.algorithms import SFT, VRPO, Algorithm, DiffuGRPO, Scores
+from dllm_rl.errors import CheckpointError, DivergenceError
+from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.training.backward import score_all, score_group
+from dllm_rl.training.data import Example
+from dllm_rl.training.source import ExampleSource, Harvest, Material
+from dllm_rl.training.trainer import DiffusionTrainer
+
+TEXTS = [Example([40 + i], ([50 + i, 51, 97],)) for i in range(4)]
+PAIRS = [Example([40 + i], ([50 + i, 97], [60 + i, 61, 97])) for i in range(4)]
+
+
+def _trainer(
+    model: DiffusionModel, algorithm: Algorithm, rows: list[Example], folder: Path, **more: Any
+) -> DiffusionTrainer:
+    source = ExampleSource(rows, 0, 97, torch.device("cpu"))
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        logging_steps=1,
+        **{
+            "max_steps": 1,
+            "optim": "sgd",
+            "learning_rate": 1.0,
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+            "per_device_train_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            **more,
+        },
+    )
+    return DiffusionTrainer(model=model, algorithm=algorithm, source=source, args=arguments, views_per_forward=3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "rows"),
+    [(SFT(num_draws=3, reduction="token"), TEXTS), (SFT(), TEXTS), (VRPO(num_draws=2), PAIRS)],
+    ids=["sft_token", "sft", "vrpo"],
+)
+def test_an_update_descends_the_mean_loss_of_all_its_rows(
+    tiny: DiffusionModel, algorithm: Algorithm, rows: list[Example], tmp_path: Path
+) -> None:
+    tiny.make_reference_copy()
+    before = copy.deepcopy(tiny)
+    trainer = _trainer(tiny, algorithm, rows, tmp_path)
+    trainer.train()
+    batches = trainer._window.batches[0]  # type: ignore[union-attr]
+    total = torch.zeros((), dtype=torch.float64)
+    for batch in batches:
+        everything = torch.arange(len(batch.views))
+        total = total + algorithm.loss(batch, Scores(score_group(before, batch, everything).logp, everything)).total
+    mean = total / sum(algorithm.count(batch) for batch in batches)
+    mean.backward()
+    assert trainer.state.log_history[0]["loss"] == pytest.approx(float(mean.detach()), rel=1e-5)
+    old = dict(before.network.named_parameters())
+    for name, parameter in tiny.network.named_parameters():
+        gradient = old[name].grad if old[name].grad is not None else torch.zeros_like(parameter)
+        torch.testing.assert_close(parameter.detach(), (old[name] - gradient).detach(), rtol=1e-4, atol=1e-6)
+
+
+class _Prompts:
+    """Made-up rollouts: four completions of two prompts."""
+
+    def harvest(self, window: int, layout: Any, update: int) -> Harvest:
+        source = ExampleSource(TEXTS, 0, 97, torch.device("cpu"))
+        advantage = torch.tensor([1.0, -1.0], dtype=torch.float64)
+        return Harvest(
+            [Material(m.sequences, m.keys, advantage) for m in source.harvest(window, layout, update).material]
+        )
+
+
+def test_a_rollout_serves_mu_updates_each_on_views_of_its_own(tiny: DiffusionModel, tmp_path: Path) -> None:
+    algorithm = DiffuGRPO(updates_per_rollout=3, corruption={"type": "fixed_count"}, num_draws=4)
+    tiny.make_reference_copy()
+    trainer = _trainer(tiny, algorithm, TEXTS, tmp_path, max_steps=6, learning_rate=0.02)
+    trainer.source = _Prompts()
+    opened = trainer._open(0, 2)
+    first, second, third = (opened.batches[iteration][0] for iteration in range(3))
+    canvases = [batch.views.canvas for batch in (first, second, third)]
+    assert not any(torch.equal(a, b) for a, b in zip(canvases, [*canvases[1:], canvases[0]], strict=True))
+    assert first.behaviour_logp is None
+    for batch in (second, third):
+        torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 100))
+        torch.testing.assert_close(batch.reference_logp, batch.behaviour_logp)
+    trainer.train()
+    ratios = [line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line]
+    assert len(ratios) == 6 and ratios[0] == ratios[3] == 1.0
+    assert all(ratios[update] != 1.0 for update in (1, 2, 4, 5))
+
+
+def test_a_window_cannot_be_entered_in_its_middle(tiny: DiffusionModel, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, DiffuGRPO(updates_per_rollout=3, kl_coefficient=0), TEXTS, tmp_path)
+    trainer.state.global_step = 4
+    with pytest.raises(CheckpointError, match="update 4 is inside a window of 3 updates"):
+        trainer.get_batch_samples(iter(()), 2, torch.device("cpu"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny: DiffusionModel, tmp_path: Path) -> None:
+    trainer = _trainer(tiny, SFT(), TEXTS, tmp_path, max_steps=3)
+    with torch.no_grad():
+        tiny.network.get_input_embeddings().weight.fill_(float("inf"))
+    with pytest.raises(DivergenceError, match="update 1: the loss is nan"):
+        trainer.train()
