@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,10 @@ def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:
 
 def test_elbo_views_do_not_look_past_the_end(tiny: DiffusionModel) -> None:
     layout = Layout(0, 1, 1, 2)
-    whole = _source(tiny, []).harvest(0, layout, 0).material[0].sequences
-    cut = _source(tiny, [], corruption={"type": "fixed_count"}).harvest(0, layout, 0).material[0].sequences
-    assert whole.attend.all()
+    often = DiffusionModel(tiny.network, replace(tiny.spec, eos_ids=tuple(range(50))), tiny.tokenizer)
+    whole = _source(often, []).harvest(0, layout, 0).material[0].sequences
+    cut = _source(often, [], corruption={"type": "fixed_count"}).harvest(0, layout, 0).material[0].sequences
+    assert whole.attend.all() and not torch.equal(whole.scored, whole.completion)
     assert torch.equal(cut.attend, ~cut.completion | cut.scored)
 
 
