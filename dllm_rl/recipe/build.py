@@ -87,13 +87,13 @@ def _checkpoint(recipe: Recipe) -> Path | None:
 def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | None) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
     model = make_model(recipe, base)
-    data = load_data(recipe, base, model)
-    arguments = training_arguments(recipe, len(data.rows), resuming=checkpoint is not None)
+    rows = load_data(recipe, base, model)
+    arguments = training_arguments(recipe, len(rows), resuming=checkpoint is not None)
     folder.path.mkdir(parents=True, exist_ok=True)
     trainer = DiffusionTrainer(
         model=model,
         algorithm=recipe.algorithm,
-        source=make_source(recipe, base, data, model, arguments.seed, arguments.device),
+        source=make_source(recipe, base, rows, model, arguments.seed, arguments.device),
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
     )
@@ -110,7 +110,7 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
 def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> None:
     """A run made longer goes on, but is not the run that would have been planned that long from the start."""
     planned, wanted = planned_updates(checkpoint), trainer.args.max_steps
-    if planned != wanted and not str(trainer.args.lr_scheduler_type).endswith(("constant", "constant_with_warmup")):
+    if planned != wanted and trainer.args.lr_scheduler_type not in ("constant", "constant_with_warmup"):
         log.warning(
             "train.max_steps was %d and is %d: the learning rate follows the new schedule from here on, so the result "
             "differs from that of a run planned this long",

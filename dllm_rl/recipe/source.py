@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,10 @@ from dllm_rl.shipped import find
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.source import ExampleSource, RolloutSource, Source
 
-
-@dataclass(frozen=True, slots=True)
-class Data:
-    """Rows ready to train on."""
-
-    rows: Sequence[PromptRow] | Sequence[Example]
+Rows = Sequence[PromptRow] | Sequence[Example]
 
 
-def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
+def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
     """Read, convert and check every row before anything is trained.
 
     Raises:
@@ -47,11 +41,11 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Data:
         drop=section.overlong == "drop",
     )
     if recipe.algorithm.source == "rollouts":
-        return Data(prompt_rows(rows, form, rule))
+        return prompt_rows(rows, form, rule)
     eos_id = model.spec.eos_ids[0]
     if recipe.algorithm.source == "pairs":
-        return Data(pair_rows(rows, form, rule, eos_id))
-    return Data(text_rows(rows, form, rule, eos_id))
+        return pair_rows(rows, form, rule, eos_id)
+    return text_rows(rows, form, rule, eos_id)
 
 
 def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
@@ -85,14 +79,14 @@ def settings_of(section: DecodingSection) -> RolloutSettings:
 
 
 def make_source(
-    recipe: Recipe, base: Path, data: Data, model: DiffusionModel, seed: int, device: torch.device
+    recipe: Recipe, base: Path, rows: Any, model: DiffusionModel, seed: int, device: torch.device
 ) -> Source:
     """The source that the recipe's algorithm learns from.
 
     Args:
+        rows: as `load_data` made them.
         device: where the model will be once the trainer has it.
     """
-    rows: Any = data.rows
     if recipe.rollout is None or recipe.reward is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
     engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
