@@ -82,12 +82,12 @@ def test_no_more_than_a_chunk_of_logits_at_once(
     """Every projection to the vocabulary, forward and recomputed backward, has at most a chunk of rows."""
     rows: list[int] = []
 
-    def watched(self: torch.nn.Linear, hidden: Tensor) -> Tensor:
-        if self.out_features == model.config.vocab_size:
+    def watched(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        if weight.shape[0] == model.config.vocab_size:
             rows.append(hidden.numel() // hidden.shape[-1])
-        return linear(hidden, self.weight)
+        return linear(hidden, weight, bias)
 
-    monkeypatch.setattr(torch.nn.Linear, "forward", watched)
+    monkeypatch.setattr(torch.nn.functional, "linear", watched)
     total = int(batch[2].sum())
     with torch.autograd.graph.saved_tensors_hooks(kept := Kept(model.config.vocab_size), lambda x: x):
         value = model.score(*batch, entropy=True)
@@ -220,6 +220,22 @@ def test_half_precision_weights_give_float32_scores(batch: tuple[Tensor, Tensor,
     half = tiny_llada(seed=1)
     half.network.bfloat16()
     assert half.logits(batch[0]).dtype == half.token_logp(*batch).dtype == torch.float32
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_does_not_round_logits(autocast: bool) -> None:
+    """Logits of magnitude 10 would be multiples of 2^-4 in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    head = heads.TokenHead(64, 500, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(500, 64, generator=generator))
+    head = head if autocast else head.bfloat16()
+    hidden, tokens = torch.randn(30, 64, generator=generator).bfloat16(), torch.arange(30)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        logits, scores = head(hidden), head(hidden, tokens)
+    exact = (hidden.double() @ head.weight.detach().double().T).log_softmax(-1)
+    torch.testing.assert_close(logits.double().log_softmax(-1), exact, atol=2e-5, rtol=0)
+    torch.testing.assert_close(scores.logp.double(), exact[torch.arange(30), tokens], atol=2e-5, rtol=0)
 
 
 def test_a_canvas_too_long_is_refused(model: DiffusionModel) -> None:
