@@ -38,8 +38,10 @@ class Window:
 class DiffusionTrainer(Trainer):
     """transformers.Trainer whose unit of work is a micro-batch of views.
 
-    Public hooks only: `get_batch_samples` runs once per update and makes the micro-batches and their exact count;
-    `training_step` back-propagates one micro-batch; `evaluate` runs tasks. Which rows an update sees depends on the
+    `get_batch_samples` runs once per update and makes the micro-batches and their exact count; `training_step`
+    back-propagates one micro-batch; `evaluate` runs tasks. Two private hooks are overridden, `_save` and
+    `_load_from_checkpoint`, since the public ones around them cannot make saving whole and loading strict;
+    tests/upstream pins what all of them are assumed to be. Which rows an update sees depends on the
     seed and the update, not on a data loader, so a resumed run needs no data to be skipped.
     """
 

@@ -19,6 +19,7 @@ def test_the_hooks_that_we_override_have_the_signatures_we_override() -> None:
     assert _parameters(Trainer.log) == ["self", "logs", "start_time"]
     assert _parameters(Trainer.evaluate)[:4] == ["self", "eval_dataset", "ignore_keys", "metric_key_prefix"]
     assert _parameters(Trainer.save_model)[:2] == ["self", "output_dir"]
+    assert _parameters(Trainer._save) == ["self", "output_dir", "state_dict"]
     assert _parameters(Trainer._load_from_checkpoint) == ["self", "resume_from_checkpoint", "model"]
     assert hasattr(Trainer, "loss_is_scaled_for_ga")
 
