@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.transform import Transform
@@ -75,5 +75,51 @@ class Denoiser(Protocol):
         Args:
             transform: the distribution to score under; None is the full softmax at temperature 1.
             prompt: positions that classifier-free guidance hides; needed only when the transform guides.
+        """
+        ...
+
+
+class KeyValues(Protocol):
+    """Keys and values of every column of a canvas, each as of the last forward that visited it."""
+
+    def select(self, index: Int64[Tensor, " R"]) -> KeyValues:
+        """A cache of its own with rows `index`, repeats allowed: a fork, or what is left when rows are finished."""
+        ...
+
+
+@runtime_checkable
+class CachingDenoiser(Denoiser, Protocol):
+    """A denoiser that can recompute some columns of a canvas and read the others as they were at their last visit.
+
+    This takes the place of (forward, extend, crop): a cache by columns also does what a growing prefix cannot, renew
+    any column of a canvas whose right end is there from the start.
+    """
+
+    def open_cache(self, rows: int, columns: int) -> KeyValues:
+        """An empty cache for canvases of this shape. Holds keys and values of every layer, rows * columns each."""
+        ...
+
+    def logits_through(
+        self,
+        cache: KeyValues,
+        canvas: Int[Tensor, "B N"],
+        refresh: Bool[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "T V"]:
+        """Float32 logits at the T true positions of `where`, in row-major order, running the columns of `refresh` only.
+
+        The columns of `refresh`, and before each position of `where` the one that a logit shift reads, look at all
+        attended columns: at each other as they are in `canvas`, at the rest as of their last visit. Their new keys and
+        values stay in the cache. Refreshing everything equals `logits_at`; a block-causal model may leave out finished
+        blocks that were refreshed after their last token, and is exact still; for a bidirectional one leaving out
+        anything is an approximation.
+
+        Args:
+            refresh: columns to recompute; rows may differ in which and in how many.
+            where: positions to answer for; must lie within `refresh`.
+
+        Raises:
+            ModelContractError: when a column that would be looked at was never visited, or `where` leaves `refresh`.
         """
         ...
