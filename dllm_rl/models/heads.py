@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dllm_rl.diffusion.denoiser import TokenScores
 from dllm_rl.diffusion.transform import Transform, guide
+from dllm_rl.errors import ModelContractError
 
 ROWS_PER_CHUNK = 512
 """Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
@@ -87,6 +88,8 @@ class ScoresRows:
         attention_mask: Any = None,
         position_ids: Tensor | None = None,
         *,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
         rows: Int64[Tensor, " T"] | None = None,
         tokens: Int64[Tensor, " T"] | None = None,
         transform: Transform | None = None,
@@ -97,16 +100,26 @@ class ScoresRows:
         """The parent's forward; with `rows` (flat indices into [B * N]) logits there; with `tokens` too, TokenScores.
 
         Args:
+            past_key_values: a transformers `Cache`, which keeps the keys and values of this pass; with `rows` there is
+                no other way to have any kept, whatever the configuration says.
+            use_cache: as in transformers; with `rows` it says nothing that `past_key_values` does not.
             unconditional_ids: the canvas of the guidance pass, prompt hidden.
+
+        Raises:
+            ModelContractError: for a guidance pass through the same cache.
         """
+        inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         if rows is None:
-            return super().forward(  # type: ignore[misc]
-                input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
+            return super().forward(input_ids=input_ids, use_cache=use_cache, **inputs, **kwargs)  # type: ignore[misc]
+        if past_key_values is not None and unconditional_ids is not None:
+            raise ModelContractError(
+                "got past_key_values and unconditional_ids; one cache cannot keep the keys of two canvases. "
+                "Run the guidance pass by itself, with a cache of its own"
             )
 
         def hidden_rows(ids: Tensor | None) -> Tensor:
             output = self.model(  # type: ignore[attr-defined]
-                input_ids=ids, attention_mask=attention_mask, position_ids=position_ids, use_cache=False
+                input_ids=ids, use_cache=past_key_values is not None, **inputs
             )
             return output.last_hidden_state.flatten(0, 1)[rows]  # type: ignore[no-any-return]
 
