@@ -79,6 +79,8 @@ class Denoiser(Protocol):
         ...
 
 
+@runtime_checkable
+@runtime_checkable
 class KeyValues(Protocol):
     """Keys and values of every column of a canvas, each as of the last forward that visited it."""
 
@@ -122,4 +124,15 @@ class CachingDenoiser(Denoiser, Protocol):
         Raises:
             ModelContractError: when a column that would be looked at was never visited, or `where` leaves `refresh`.
         """
+        ...
+
+
+@runtime_checkable
+class PlanningDenoiser(Denoiser, Protocol):
+    """A denoiser with a planner head: a number per position that says whether it is time to write there."""
+
+    def plan_at(
+        self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Bool[Tensor, "B N"] | None = None
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+        """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order."""
         ...

@@ -36,6 +36,13 @@ class AttentionSpec:
 Attend = Bool[Tensor, "B N"] | Bool[Tensor, "B N N"] | AttentionSpec | None
 
 
+def own_pattern(attend: Attend, block_size: int | None) -> Attend:
+    """What a model makes of `attend`: one with a block size is block-causal unless told all pairs or a pattern."""
+    if block_size is None or isinstance(attend, AttentionSpec) or (attend is not None and attend.dim() == 3):
+        return attend
+    return AttentionSpec("block_causal", block_size, attend)
+
+
 class _Rule:
     """Whether query `q` of row `b` may see key `k`; takes index tensors of any broadcastable shapes."""
 
@@ -110,15 +117,24 @@ def _materialise(rule: _Rule | _BlockRule, shape: torch.Size, device: torch.devi
         return create_block_mask(
             lambda b, h, q, k: rule(b, q, k), B=rows, H=None, Q_LEN=length, KV_LEN=length, device=str(device)
         )
-    if implementation not in ("sdpa", "eager"):
-        raise ModelContractError(
-            f"attention implementation {implementation!r} takes no mask between positions; "
-            "load the model with attn_implementation='sdpa', 'eager' or 'flex_attention'"
-        )
     index = torch.arange(length, device=device)
     allowed = rule(torch.arange(rows, device=device)[:, None, None], index[None, :, None], index[None, None, :])
-    allowed = allowed[:, None]
+    return mask_of_pairs(allowed, network)
+
+
+def mask_of_pairs(allowed: Bool[Tensor, "B Q K"], network: Any) -> Tensor:
+    """A mask between queries and keys, shared by all heads, as the attention implementation takes it.
+
+    Raises:
+        ModelContractError: for an implementation that takes no mask between pairs as a tensor.
+    """
+    implementation = network.config._attn_implementation
+    if implementation not in ("sdpa", "eager"):
+        raise ModelContractError(
+            f"attention implementation {implementation!r} takes no mask between positions here; "
+            "load the model with attn_implementation='sdpa' or 'eager' ('flex_attention' will do without a cache)"
+        )
     if implementation == "sdpa":
-        return allowed
+        return allowed[:, None]
     blocked = torch.finfo(network.dtype).min
-    return torch.zeros(allowed.shape, dtype=network.dtype, device=device).masked_fill(~allowed, blocked)
+    return torch.zeros_like(allowed[:, None], dtype=network.dtype).masked_fill(~allowed[:, None], blocked)

@@ -12,18 +12,29 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
-from dllm_rl.diffusion.denoiser import DiffusionSpec, TokenScores
+from dllm_rl.diffusion.denoiser import DiffusionSpec, KeyValues, TokenScores
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import ModelContractError
-from dllm_rl.models.attention import Attend, AttentionSpec, attention_mask, position_ids, seen_positions
+from dllm_rl.models.attention import (
+    Attend,
+    AttentionSpec,
+    attention_mask,
+    own_pattern,
+    position_ids,
+    seen_positions,
+)
+from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
 from dllm_rl.models.save import save
 
 
 class DiffusionModel:
     """A network, the constants of its noise and its tokenizer.
 
-    Row i of every output is about token i, whatever the family. Nothing here draws, and nothing switches gradients:
-    wrap calls in `torch.no_grad()` where none are wanted.
+    Row i of every output is about token i, whatever the family. Nothing here draws, and nothing but `logits_through`
+    switches gradients: wrap calls in `torch.no_grad()` where none are wanted.
+
+    A model with a block size attends block-causally by itself, blocks counted from the first attended position, unless
+    `attend` names all pairs or a pattern.
     """
 
     def __init__(self, network: nn.Module, spec: DiffusionSpec, tokenizer: Any | None = None) -> None:
@@ -76,6 +87,38 @@ class DiffusionModel:
         """Logits at the T true positions of `where` in row-major order, at least float32."""
         inputs = self._inputs(canvas, where, attend, positions)
         return self.network(**inputs)  # type: ignore[no-any-return]
+
+    def open_cache(self, rows: int, columns: int) -> ColumnCache:
+        """An empty cache for `logits_through`. Void once the weights change."""
+        return ColumnCache.empty(rows, columns, self.device)
+
+    @torch.no_grad()
+    def logits_through(
+        self,
+        cache: KeyValues,
+        canvas: Int[Tensor, "B N"],
+        refresh: Bool[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Bool[Tensor, "B N"] | None = None,
+    ) -> Float[Tensor, "T V"]:
+        """Logits at `where` from a forward of the columns of `refresh` only; see `CachingDenoiser`. Without gradients.
+
+        Raises:
+            ModelContractError: for `where` outside of `refresh`, a kept column that is missing or out of place, a
+                network in training mode (layers under activation checkpointing leave caches alone), or an attention
+                implementation other than sdpa and eager.
+        """
+        kept = refuse_mismatch(cache, canvas, refresh, where)
+        self._refuse_too_long(canvas, 1)
+        if self._bare.training:
+            raise ModelContractError("the network is in training mode, where layers may ignore a cache; call eval()")
+        seen = seen_positions(attend, canvas.shape, canvas.device)
+        rows = self._rows(where, seen)
+        columns = ((refresh & seen) | where).flatten().index_fill(0, rows, True).view_as(refresh)
+        visit = Visit(kept, columns, seen, position_ids(None, seen), self.spec.block_size)
+        logits = self.network(**visit.inputs(canvas, rows, self._bare))
+        visit.finish()
+        return logits  # type: ignore[no-any-return]
 
     def token_logp(
         self,
@@ -170,12 +213,8 @@ class DiffusionModel:
             raise ModelContractError(
                 f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
             )
-        streams = 2 if isinstance(attend, AttentionSpec) and attend.kind == "two_stream" else 1
-        if canvas.shape[1] > streams * self.max_positions:
-            raise ModelContractError(
-                f"the canvas is {canvas.shape[1]} positions long and the network was made for "
-                f"{streams * self.max_positions}; shorten the prompt or the completion"
-            )
+        attend = own_pattern(attend, self.spec.block_size)
+        self._refuse_too_long(canvas, 2 if isinstance(attend, AttentionSpec) and attend.kind == "two_stream" else 1)
         seen = seen_positions(attend, canvas.shape, canvas.device)
         positions = position_ids(attend, seen) if positions is None else positions
         return {
@@ -184,6 +223,13 @@ class DiffusionModel:
             "position_ids": positions,
             "rows": self._rows(where, seen),
         }
+
+    def _refuse_too_long(self, canvas: Int[Tensor, "B N"], streams: int) -> None:
+        if canvas.shape[1] > streams * self.max_positions:
+            raise ModelContractError(
+                f"the canvas is {canvas.shape[1]} positions long and the network was made for "
+                f"{streams * self.max_positions}; shorten the prompt or the completion"
+            )
 
     def _rows(self, where: Bool[Tensor, "B N"], seen: Bool[Tensor, "B N"]) -> Int64[Tensor, " T"]:
         """Flat indices of the outputs that predict the tokens at `where`."""

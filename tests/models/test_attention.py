@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -141,3 +143,20 @@ def test_a_two_stream_canvas_may_be_twice_as_long() -> None:
     model.logits(ids(16), AttentionSpec("two_stream", 2))
     with pytest.raises(ModelContractError, match=r"18 positions long .* 16"):
         model.logits(ids(18), AttentionSpec("two_stream", 2))
+
+
+def test_a_model_with_a_block_size_is_block_causal_by_itself(model: DiffusionModel) -> None:
+    canvas, attend = ids(8), torch.arange(8)[None] >= torch.tensor([[2], [0]])
+    where = attend & (torch.arange(8) % 2 == 0)
+    blocks = DiffusionModel(model.network, replace(model.spec, block_size=3))
+    with torch.no_grad():
+        for given in (None, attend):
+            pattern = AttentionSpec("block_causal", 3, given)
+            assert torch.equal(blocks.logits(canvas, given), model.logits(canvas, pattern))
+            assert torch.equal(blocks.logits_at(canvas, where, given), model.logits_at(canvas, where, pattern))
+            found = blocks.score(canvas, canvas, where, given).logp
+            assert torch.equal(found, model.score(canvas, canvas, where, pattern).logp)
+        everywhere = torch.ones(2, 8, 8, dtype=torch.bool)
+        for explicit in (everywhere, AttentionSpec("block_causal", 2), AttentionSpec("two_stream", 2)):
+            assert torch.equal(blocks.logits(canvas, explicit), model.logits(canvas, explicit))
+    assert not torch.allclose(blocks.logits(canvas), model.logits(canvas), atol=1e-3)
