@@ -77,10 +77,28 @@ class TokenHead(nn.Linear):
 
 
 class ScoresRows:
-    """Mix-in for a Hugging Face causal model with a `TokenHead`: adds a forward on chosen rows.
+    """Mix-in before a Hugging Face causal model: its output head is a `TokenHead`, and its forward can do chosen rows.
 
     It goes through `forward` so that data-parallel and sharding wrappers, which hook it, see every pass.
     """
+
+    def __init__(self, config: Any) -> None:
+        named = (config.architectures or [config.architecture])[0]
+        if named != config.architecture:  # two families share a model type, all that the Auto classes look at
+            raise ModelContractError(
+                f"the configuration names the architecture {named!r}, and {type(self).__name__} is for "
+                f"{config.architecture!r}. Load the folder with dllm_rl.load_model, which chooses by architecture"
+            )
+        super().__init__(config)  # type: ignore[call-arg]
+        self.lm_head = TokenHead(config.hidden_size, config.vocab_size, bias=False)
+        # The embedding of a declared padding id gets no gradient. These models pad with their EOS, which must learn.
+        self.model.embed_tokens.padding_idx = None  # type: ignore[attr-defined]
+        self.post_init()  # type: ignore[attr-defined]
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """No: left-to-right generation is meaningless here."""
+        return False
 
     def forward(
         self,
@@ -124,9 +142,16 @@ class ScoresRows:
             return output.last_hidden_state.flatten(0, 1)[rows]  # type: ignore[no-any-return]
 
         unconditional = None if unconditional_ids is None else hidden_rows(unconditional_ids)
-        return self.lm_head(  # type: ignore[attr-defined]
-            hidden_rows(input_ids), tokens, transform, unconditional, entropy
-        )
+        return self.lm_head(hidden_rows(input_ids), tokens, transform, unconditional, entropy)
+
+
+class ScoresRowsOfExperts(ScoresRows):
+    """`ScoresRows` for models with experts, which run them as one grouped product."""
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        """Yes: the parent can. Transformers would look for a mark in the source of the module of this very class."""
+        return True
 
 
 def entropy_of(log_probs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:

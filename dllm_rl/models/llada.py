@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.conversion_mapping import register_checkpoint_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.core_model_loading import WeightRenaming
 
-from dllm_rl.errors import ModelContractError
-from dllm_rl.models.heads import ScoresRows, TokenHead
-
-ARCHITECTURE = "LLaDAModelLM"
+from dllm_rl.models.heads import ScoresRows
+from dllm_rl.models.published import NOT_PUBLISHED, PublishedConfig, register
 
 PUBLISHED_FIELDS: dict[str, Any] = {
     "alibi": False,
@@ -86,20 +76,20 @@ REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
 }
 """What a configuration must say for a Llama to compute the same function."""
 
-LLAMA_ONLY = ("attention_bias", "head_dim", "is_causal", "mlp_bias", "pretraining_tp", "rope_parameters")
+LLAMA_ONLY = ("attention_bias", "head_dim", "mlp_bias", "pretraining_tp")
 
 
-class LladaConfig(LlamaConfig):  # type: ignore[no-untyped-call]
-    """Configuration of LLaDA. Reads and writes the published field names; inside, Llama's names hold.
+class LladaConfig(PublishedConfig, LlamaConfig):
+    """Configuration of LLaDA; see `PublishedConfig`.
 
     `vocab_size` inside counts rows of the embedding, published as `embedding_size`; the published `vocab_size`, which
     can be smaller, is `text_vocab_size`.
-
-    Raises:
-        ModelContractError: for a feature of the published configuration that a Llama does not compute.
     """
 
     model_type = "llada"
+    published_type = "llada"
+    architecture = "LLaDAModelLM"
+    not_published = (*NOT_PUBLISHED, *LLAMA_ONLY)
     attribute_map: ClassVar[dict[str, str]] = {
         "activation_type": "hidden_act",
         "d_model": "hidden_size",
@@ -112,6 +102,8 @@ class LladaConfig(LlamaConfig):  # type: ignore[no-untyped-call]
         "n_layers": "num_hidden_layers",
         "weight_tying": "tie_word_embeddings",
     }
+    released: ClassVar[dict[str, Any]] = {**LLADA_8B, **PUBLISHED_FIELDS}
+    required: ClassVar[dict[str, Any]] = REQUIRED_VALUES
 
     text_vocab_size: int
     mask_token_id: int | None
@@ -119,39 +111,17 @@ class LladaConfig(LlamaConfig):  # type: ignore[no-untyped-call]
 
     def __init__(self, **fields: Any) -> None:
         rows = fields.pop("embedding_size", None)
-        # Renamed here: transformers would apply the aliases after it derived other fields from the defaults.
-        named = {self.attribute_map.get(name, name): value for name, value in fields.items()}
-        values = {**LLADA_8B, **PUBLISHED_FIELDS, **named, "is_causal": False}
+        values = {**self.released, **self.named_by_transformers(fields)}
         values.setdefault("text_vocab_size", values["vocab_size"])
         values["vocab_size"] = rows or values["vocab_size"]
         if values["intermediate_size"] is None:
             values["intermediate_size"] = values["mlp_ratio"] * values["hidden_size"]
         super().__init__(**values)
-        self._refuse_unsupported()
-
-    def _refuse_unsupported(self) -> None:
-        wrong = {
-            name: found
-            for name, accepted in REQUIRED_VALUES.items()
-            if (found := getattr(self, name, accepted[0])) not in accepted
-        }
-        if self.rope_parameters.get("rope_type") != "default":  # type: ignore[union-attr]
-            wrong["rope_parameters"] = self.rope_parameters
-        if wrong:
-            expected = {name: REQUIRED_VALUES.get(name, ("default",))[0] for name in wrong}
-            raise ModelContractError(
-                f"the LLaDA configuration has {wrong}; this library computes only {expected}. "
-                "Use a checkpoint without these features"
-            )
 
     def to_dict(self) -> dict[str, Any]:
         """The published fields, so that the published modeling code can read what is saved."""
-        fields = super().to_dict()
-        rope_theta = fields["rope_parameters"]["rope_theta"]
-        text_vocab_size = fields.pop("text_vocab_size")
-        names = {name: published for published, name in self.attribute_map.items()}
-        published = {names.get(name, name): value for name, value in fields.items() if name not in LLAMA_ONLY}
-        published.update(rope_theta=rope_theta, vocab_size=text_vocab_size, architectures=[ARCHITECTURE])
+        published = super().to_dict()
+        published["vocab_size"] = published.pop("text_vocab_size")
         return published
 
 
@@ -163,18 +133,6 @@ class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[no-untyped-cal
     """
 
     config_class = LladaConfig
-
-    def __init__(self, config: LladaConfig) -> None:
-        super().__init__(config)
-        self.lm_head = TokenHead(config.hidden_size, config.vocab_size, bias=False)
-        # Llama declares the padding id to its embedding, which then gets no gradient. LLaDA pads with its EOS.
-        self.model.embed_tokens.padding_idx = None
-        self.post_init()  # type: ignore[no-untyped-call]
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """No: left-to-right generation is meaningless here."""
-        return False
 
 
 WEIGHT_NAMES: tuple[tuple[str, str], ...] = (
@@ -194,13 +152,4 @@ WEIGHT_NAMES: tuple[tuple[str, str], ...] = (
 """Published weight names as patterns, with the names that Llama gives the same tensors."""
 
 
-def register() -> None:
-    """Tell transformers of the class, so that its Auto classes and PEFT find it by the checkpoint's own names."""
-    AutoConfig.register("llada", LladaConfig, exist_ok=True)
-    for auto in (AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM):
-        auto.register(LladaConfig, LLaDAModelLM, exist_ok=True)
-    renamings: list[WeightConverter | WeightRenaming] = [WeightRenaming(*names) for names in WEIGHT_NAMES]
-    register_checkpoint_conversion_mapping(ARCHITECTURE, renamings, overwrite=True)
-
-
-register()
+register(LladaConfig, LLaDAModelLM, [WeightRenaming(*names) for names in WEIGHT_NAMES])

@@ -19,7 +19,6 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
 from dllm_rl.models.save import BASE
-from dllm_rl.models.spec import spec_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 ADAPTER_CONFIG = "adapter_config.json"
@@ -81,8 +80,8 @@ def load_model(
         attn_implementation=attn_implementation,
         quantization=quantization,
     )
-    tokens = _tokenizer([tokenizer] if tokenizer else [adapter, source], revision, required=tokenizer is not None)
-    spec = spec_of(network.config, tokens, logit_shift=family.logit_shift)
+    tokens = _tokenizer(tokenizer, [adapter, source], revision, network.config)
+    spec = family.spec(network.config, tokens)
     if adapter is not None:
         network = load_adapter(network, adapter, trainable)
     if lora is not None:
@@ -212,17 +211,22 @@ def _quantization(name: str) -> BitsAndBytesConfig:
     )
 
 
-def _tokenizer(places: list[str | Path | None], revision: str | None, *, required: bool) -> Any | None:
-    """The first tokenizer found, or None where there are no files of one: only text commands need it."""
-    for place in places:
+def _tokenizer(
+    wanted: str | Path | None, otherwise: list[str | Path | None], revision: str | None, config: Any
+) -> Any | None:
+    """The one wanted, else the first found, or None where there are no files of one: only text commands need it.
+
+    Code that comes with a checkpoint is never run.
+    """
+    for place in otherwise if wanted is None else [wanted]:
         if place is None or not _has_tokenizer(str(place), revision):
             continue
         try:
-            return AutoTokenizer.from_pretrained(str(place), revision=revision)
+            return AutoTokenizer.from_pretrained(str(place), revision=revision, config=config, trust_remote_code=False)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"the tokenizer in {place} cannot be loaded: {one_line(error)}") from error
-    if required:
-        raise CheckpointError(f"there is no tokenizer in {places[0]}; expected {' or '.join(TOKENIZER_FILES)}")
+    if wanted is not None:
+        raise CheckpointError(f"there is no tokenizer in {wanted}; expected {' or '.join(TOKENIZER_FILES)}")
     return None
 
 

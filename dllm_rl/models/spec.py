@@ -33,7 +33,11 @@ def spec_of(
             )
     if mask_id in eos_ids:
         raise ModelContractError(f"token {mask_id} is both the mask and an EOS; expected different ids")
-    known = set(range(config.text_vocab_size)) if tokenizer is None else set(tokenizer.get_vocab().values())
+    known = (
+        set(range(getattr(config, "text_vocab_size", rows)))
+        if tokenizer is None
+        else set(tokenizer.get_vocab().values())
+    )
     beyond = sorted(token for token in known if token >= rows)
     if beyond:
         raise ModelContractError(
