@@ -26,7 +26,7 @@ class ColumnCache:
     def __init__(self, position: Int64[Tensor, "B N"]) -> None:
         self.position = position
         """Position id of each column when it was last computed, or NEVER."""
-        self.layers: list[tuple[Float[Tensor, "B H C D"], Float[Tensor, "B H C D"]]] = []
+        self.layers: list[tuple[Float[Tensor, "B C H D"], Float[Tensor, "B C H D"]]] = []
         """Keys and values of each layer; C is one more than the columns, and nobody ever sees the last."""
 
     @classmethod
@@ -46,16 +46,16 @@ class ColumnCache:
         keys: Float[Tensor, "B H Q D"],
         values: Float[Tensor, "B H Q D"],
     ) -> tuple[Float[Tensor, "B H C D"], Float[Tensor, "B H C D"]]:
-        """Put keys and values in their columns and return all that the layer has."""
+        """Put keys and values in their columns and return views of all that the layer has."""
         if layer == len(self.layers):
             # Zeros: what is masked has weight 0, and 0 times an uninitialised NaN is NaN.
             length = self.position.shape[1] + 1
-            blank = [new.new_zeros(*new.shape[:2], length, new.shape[3]) for new in (keys, values)]
+            blank = [new.new_zeros(len(new), length, new.shape[1], new.shape[3]) for new in (keys, values)]
             self.layers.append((blank[0], blank[1]))
         row = torch.arange(len(columns), device=columns.device)[:, None]
         for buffer, new in zip(self.layers[layer], (keys, values), strict=True):
-            buffer.transpose(1, 2)[row, columns] = new.transpose(1, 2)
-        return self.layers[layer]
+            buffer[row, columns] = new.transpose(1, 2)
+        return self.layers[layer][0].transpose(1, 2), self.layers[layer][1].transpose(1, 2)
 
 
 class Visit(Cache):
