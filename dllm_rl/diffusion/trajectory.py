@@ -17,10 +17,11 @@ from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.diffusion.views import Sequences
 
-Exactness = Literal["exact", "exact_with_F", "none"]
+Exactness = Literal["exact", "exact_with_F", "approximate_cache", "none"]
 """What `behaviour_logp` is: the log-probability of the trajectory, from token draws and a selection that needs no
 further term or a known one ("exact"); the same with the F terms of a selection that looked at the draws
-("exact_with_F"); or nothing, because the rollout was greedy ("none")."""
+("exact_with_F"); that of a network whose cache was out of date, so not the model's own ("approximate_cache"); or
+nothing, because the rollout was greedy or its selection has no known law ("none")."""
 
 
 class Op(IntEnum):
@@ -32,6 +33,8 @@ class Op(IntEnum):
     """A written position was hidden again; the event's token is the mask id."""
     EDIT = 2
     """A written position received another token."""
+    FIX = 3
+    """A position received a token that nothing drew: given from the start (at step 0), or filled after the end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +43,14 @@ class Events:
 
     row: Int64[Tensor, " E"]
     step: Int64[Tensor, " E"]
-    """The forward that caused the event, counted from 1."""
+    """The forward that caused the event, counted from 1; 0 for tokens given."""
     position: Int64[Tensor, " E"]
     """Place in the completion, counted from 0."""
     op: Int64[Tensor, " E"]
     token: Int64[Tensor, " E"]
     logq: Float64[Tensor, " E"]
-    """Log-probability of the token under the distribution it was drawn from, nats; NaN when it was drawn greedily."""
+    """Log-probability of the token under the distribution it was drawn from, nats; NaN when it was drawn greedily, 0
+    when it was not drawn."""
     logp: Float64[Tensor, " E"]
     """Log-probability of the token under the full softmax at temperature 1 (guided, if the rollout was), nats."""
     conf: Float64[Tensor, " E"]
@@ -54,6 +58,15 @@ class Events:
 
     def select(self, index: Int64[Tensor, " S"]) -> Events:
         return Events(*(getattr(self, field.name)[index] for field in fields(self)))
+
+    def of_rows(self, rows: Int64[Tensor, " R"], num_rows: int) -> Events:
+        """The events of `rows`, repeated as often as they are named, renumbered in that order."""
+        bounds = torch.searchsorted(self.row, torch.arange(num_rows + 1, device=self.row.device))
+        sizes = bounds.diff()[rows]
+        row = torch.repeat_interleave(torch.arange(len(rows), device=self.row.device), sizes)
+        starts = torch.cumsum(sizes, dim=0) - sizes
+        place = bounds[rows][row] + torch.arange(len(row), device=self.row.device) - starts[row]
+        return replace(self.select(place), row=row)
 
     @staticmethod
     def concatenate(parts: Sequence[Events]) -> Events:
@@ -78,7 +91,7 @@ class Trajectory:
     """Log-probability that each step selected the positions it did, given the tokens drawn there, nats; 0 where the
     selection could not have been another."""
     nfe: list[int]
-    """Network evaluations each row took part in; a guided evaluation counts once."""
+    """Network evaluations each row took part in, the first so many; a guided evaluation counts once."""
     keys: Int64[Tensor, " B"]
     """The keys every draw of the row was folded from."""
     transform: Transform
@@ -87,6 +100,9 @@ class Trajectory:
     eos_ids: tuple[int, ...]
     update: int
     """Version of the weights that wrote this."""
+    entropy: Float64[Tensor, "B S"] | None = None
+    """Mean entropy of the open positions' predictions at each step, nats at temperature 1; NaN after a row's last
+    forward. None if it was not measured."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -128,7 +144,10 @@ class Trajectory:
         return self._final(self.events.token, self.mask_id, steps)
 
     def canvas(self, steps: int) -> Int64[Tensor, "B N"]:
-        """What the model sees after `steps` forwards: prompts, padded on the left, then completions. 0: all hidden."""
+        """What the model sees after `steps` forwards: prompts, padded on the left, then completions.
+
+        0: nothing written but what was given.
+        """
         return torch.cat([self._prompt.tokens, self.completion_canvas(steps)], dim=1)
 
     @property
@@ -155,8 +174,11 @@ class Trajectory:
     def behaviour_logp(self) -> Float64[Tensor, " B"]:
         """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections.
 
-        NaN when `exactness` is "none": a greedy rollout is a point mass and has no likelihood to learn from.
+        NaN when `exactness` is "none". When it is "approximate_cache" this is what the rollout's own network said,
+        which is not what scoring the canvases gives.
         """
+        if self.exactness == "none":
+            return torch.full((len(self),), float("nan"), dtype=torch.float64, device=self.device)
         total = self.selection_logp.sum(dim=1)
         return total.index_add(0, self.events.row, self.events.logq)
 
@@ -179,9 +201,17 @@ class Trajectory:
         eos = self._is_eos().to(torch.int64)
         return eos.cumsum(dim=1) - eos == 0
 
+    @property
+    def given(self) -> Bool[Tensor, "B L"]:
+        """Positions whose token nothing drew."""
+        return self._final(self.events.op, Op.WRITE, self.num_steps) == Op.FIX
+
     def sequences(self) -> Sequences:
-        """Prompts, padded on the left, and completions in one rectangle; scored up to the first end of sequence."""
-        prompt, written = self._prompt, self.written
+        """Prompts, padded on the left, and completions in one rectangle.
+
+        Scored are the tokens drawn, up to the first end of sequence.
+        """
+        prompt, written = self._prompt, self.written & ~self.given
         nothing, everything = torch.zeros_like(prompt.attend), torch.ones_like(written)
         return Sequences(
             tokens=torch.cat([prompt.tokens, self.tokens], dim=1),
@@ -193,16 +223,12 @@ class Trajectory:
     def select(self, rows: Sequence[int]) -> Trajectory:
         """The trajectories of `rows`, in that order."""
         index = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        bounds = torch.searchsorted(self.events.row, torch.arange(len(self) + 1, device=self.device))
-        sizes = bounds.diff()[index]
-        row = torch.repeat_interleave(torch.arange(len(index), device=self.device), sizes)
-        starts = torch.cumsum(sizes, dim=0) - sizes
-        place = bounds[index][row] + torch.arange(len(row), device=self.device) - starts[row]
         return replace(
             self,
             prompts=[self.prompts[row] for row in rows],
-            events=replace(self.events.select(place), row=row),
+            events=self.events.of_rows(index, len(self)),
             selection_logp=self.selection_logp[index],
+            entropy=None if self.entropy is None else self.entropy[index],
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
         )
@@ -232,6 +258,14 @@ class Trajectory:
             prompts=[prompt for part in parts for prompt in part.prompts],
             events=Events.concatenate(moved),
             selection_logp=torch.cat([pad(part.selection_logp, (0, steps - part.num_steps)) for part in parts]),
+            entropy=_joined_entropies(parts, steps),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
         )
+
+
+def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor, "B S"] | None:
+    measured = [part.entropy for part in parts if part.entropy is not None]
+    if len(measured) < len(parts):
+        return None
+    return torch.cat([pad(entropy, (0, steps - entropy.shape[1]), value=float("nan")) for entropy in measured])

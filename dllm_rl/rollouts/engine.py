@@ -15,9 +15,11 @@ from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
+from dllm_rl.samplers.cache import make_policy
 from dllm_rl.samplers.canvas import refuse_overlong
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.presets import make_sampler
+from dllm_rl.samplers.presets.request import Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,10 @@ class RolloutSettings:
     block_length: int | None = None
     temperature: float = 1.0
     cfg_scale: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    stop_at_eos: bool = False
+    cache: str = "none"
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -77,12 +83,18 @@ class LocalEngine:
             model.spec,
             settings.sampler,
             settings.options,
-            gen_length=settings.gen_length,
-            block_length=settings.block_length,
-            steps=settings.steps,
-            temperature=settings.temperature,
-            cfg_scale=settings.cfg_scale,
+            Request(
+                gen_length=settings.gen_length,
+                block_length=settings.block_length,
+                steps=settings.steps,
+                temperature=settings.temperature,
+                cfg_scale=settings.cfg_scale,
+                top_p=settings.top_p,
+                top_k=settings.top_k,
+                stop_at_eos=settings.stop_at_eos,
+            ),
         )
+        self.policy = make_policy(settings.cache, model.spec)
 
     @property
     def returns_trajectory(self) -> bool:
@@ -90,8 +102,9 @@ class LocalEngine:
 
     @property
     def exact_logp(self) -> bool:
-        """False for greedy decoding, which has no likelihood."""
-        return self.sampler.exactness != "none"
+        """False for greedy decoding, which has no likelihood, and through a cache that is out of date."""
+        exact_network = self.policy is None or self.policy.exact
+        return exact_network and self.sampler.exactness != "none"
 
     def generate(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"], update: int = 0) -> Trajectory:
         """Write one completion per prompt, in the order of the prompts. See `RolloutEngine`.
@@ -106,7 +119,9 @@ class LocalEngine:
         size = self.batch_size or len(prompts)
         with evaluating(self.model.network):
             parts = [
-                rollout(self.model, [prompts[row] for row in rows], self.sampler, keys[rows], update)
+                rollout(
+                    self.model, [prompts[row] for row in rows], self.sampler, keys[rows], update, policy=self.policy
+                )
                 for rows in (by_length[start : start + size] for start in range(0, len(prompts), size))
             ]
         place = torch.tensor(by_length).argsort().tolist()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -14,21 +15,67 @@ from dllm_rl.diffusion.denoiser import Denoiser
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.errors import DataError
 
+OWN_WAY = ("attend", "memory")
+"""Fields of a canvas that are no tensor, or may be none."""
+NO_MEMORY: Mapping[str, Tensor] = MappingProxyType({})
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """B prompts, padded on the left, each followed by L positions to write. Completions are indexed from 0 to L - 1."""
+    """B prompts, padded on the left, each followed by L positions to write. Completions are indexed from 0 to L - 1.
+
+    Every field but `memory`'s names is batch-first data, so a canvas can be forked (`select`), and every row stands
+    where it stands whatever the others do: it has its own block and its own turn.
+    """
 
     tokens: Int64[Tensor, "B N"]
     attend: Bool[Tensor, "B N"] | None
     """None when there is no padding."""
     hidden: Bool[Tensor, "B L"]
     """Positions not yet written. Not the same as holding the mask id, which a prompt may do literally."""
+    editable: Bool[Tensor, "B L"]
+    """False for fixed tokens: never written, remasked or edited."""
+    block_of: Int64[Tensor, "B L"]
+    """The block each position belongs to, counted from 0; never falls from left to right."""
     keys: Int64[Tensor, " B"]
+    forwards: Int64[Tensor, " B"]
+    """Forwards each row has taken part in."""
+    block: Int64[Tensor, " B"]
+    """The block being written; -1 before the first."""
+    turn: Int64[Tensor, " B"]
+    """Forwards made in this block."""
+    opening: Int64[Tensor, " B"]
+    """Positions that were hidden when this block was opened."""
+    finished: Bool[Tensor, " B"]
+    confidence: Float64[Tensor, "B L"]
+    """The score for which each position was written; NaN where hidden or fixed."""
+    logp: Float64[Tensor, "B L"]
+    """Log-probability at temperature 1 of the token when it was written, nats; NaN where hidden or fixed."""
+    memory: Mapping[str, Tensor] = field(default_factory=lambda: NO_MEMORY)
+    """What components keep from step to step, batch-first, by a name of their own."""
 
     @property
     def prompt_length(self) -> int:
         return self.tokens.shape[1] - self.hidden.shape[1]
+
+    @property
+    def completion(self) -> Int64[Tensor, "B L"]:
+        return self.tokens[:, self.prompt_length :]
+
+    @property
+    def window(self) -> Bool[Tensor, "B L"]:
+        """Editable positions of the block that each unfinished row is writing."""
+        return self.editable & (self.block_of == self.block[:, None]) & ~self.finished[:, None]
+
+    @property
+    def eligible(self) -> Bool[Tensor, "B L"]:
+        """Positions that the next step may write."""
+        return self.hidden & self.window
+
+    @property
+    def block_start(self) -> Int64[Tensor, " B"]:
+        """First position of the block each row is writing."""
+        return (self.block_of < self.block[:, None]).sum(dim=1)
 
     def columns(self, positions: Bool[Tensor, "B L"]) -> Bool[Tensor, "B N"]:
         """Completion positions as columns of the canvas."""
@@ -40,12 +87,71 @@ class Canvas:
         tokens[:, : self.prompt_length] = mask_id
         return tokens
 
-    def write(self, row: Int64[Tensor, " C"], index: Int64[Tensor, " C"], token: Int64[Tensor, " C"]) -> Canvas:
-        """A canvas with `token` written at completion position `index` of `row`."""
-        tokens, hidden = self.tokens.clone(), self.hidden.clone()
-        tokens[row, self.prompt_length + index] = token
-        hidden[row, index] = False
-        return replace(self, tokens=tokens, hidden=hidden)
+    def select(self, index: Int64[Tensor, " R"] | Bool[Tensor, " B"]) -> Canvas:
+        """The rows at `index`, repeated as often as they are named."""
+        rows = {part.name: getattr(self, part.name)[index] for part in fields(self) if part.name not in OWN_WAY}
+        attend = None if self.attend is None else self.attend[index]
+        memory = {name: value[index] for name, value in self.memory.items()}
+        return replace(self, **rows, attend=attend, memory=memory)
+
+    def write(
+        self,
+        row: Int64[Tensor, " C"],
+        position: Int64[Tensor, " C"],
+        token: Int64[Tensor, " C"],
+        confidence: Float64[Tensor, " C"],
+        logp: Float64[Tensor, " C"],
+    ) -> Canvas:
+        """A canvas with `token` at completion `position` of `row`."""
+        cell = (row, position)
+        return replace(
+            self,
+            tokens=self.tokens.index_put((row, self.prompt_length + position), token),
+            hidden=self.hidden.index_put(cell, torch.zeros_like(row, dtype=torch.bool)),
+            confidence=self.confidence.index_put(cell, confidence),
+            logp=self.logp.index_put(cell, logp),
+        )
+
+    def hide(self, positions: Bool[Tensor, "B L"], mask_id: int) -> Canvas:
+        """A canvas with `positions` hidden again."""
+        return replace(
+            self,
+            tokens=self.tokens.masked_fill(self.columns(positions), mask_id),
+            hidden=self.hidden | positions,
+            confidence=self.confidence.masked_fill(positions, float("nan")),
+            logp=self.logp.masked_fill(positions, float("nan")),
+        )
+
+    def overwrite(self, positions: Bool[Tensor, "B L"], token: Int64[Tensor, "B L"]) -> Canvas:
+        """A canvas with tokens that nothing drew at `positions`; what was there, hidden or not, is gone."""
+        prompt = self.tokens[:, : self.prompt_length]
+        return replace(
+            self,
+            tokens=torch.cat([prompt, torch.where(positions, token, self.completion)], dim=1),
+            hidden=self.hidden & ~positions,
+            logp=self.logp.masked_fill(positions, float("nan")),
+        )
+
+    def open_next_block(self, stay: Bool[Tensor, " B"]) -> Canvas:
+        """Rows whose block has nothing hidden move to the next block that has; rows without one are finished.
+
+        Args:
+            stay: rows that keep their block though it is full.
+        """
+        waiting = self.hidden & self.editable
+        full = ~(waiting & (self.block_of == self.block[:, None])).any(dim=1)
+        beyond = self.block_of.masked_fill(~waiting, self.hidden.shape[1]).amin(dim=1)
+        finished = self.finished | (~waiting.any(dim=1) & ~stay)
+        moves = full & ~finished & ~stay
+        block = torch.where(moves, beyond, self.block)
+        count = (waiting & (self.block_of == block[:, None])).sum(dim=1)
+        return replace(
+            self,
+            block=block,
+            turn=self.turn.masked_fill(moves, 0),
+            opening=torch.where(moves, count, self.opening),
+            finished=finished,
+        )
 
 
 def refuse_overlong(denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_length: int) -> None:
@@ -67,18 +173,54 @@ def refuse_overlong(denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_le
 
 
 def blank_canvas(
-    denoiser: Denoiser, prompts: Sequence[Sequence[int]], gen_length: int, keys: Int64[Tensor, " B"]
+    denoiser: Denoiser,
+    prompts: Sequence[Sequence[int]],
+    block_of: Int64[Tensor, "B L"],
+    keys: Int64[Tensor, " B"],
+    fixed: Sequence[Sequence[int | None]] | None = None,
 ) -> Canvas:
-    """Prompts followed by `gen_length` hidden positions.
+    """Prompts followed by hidden positions, before the first block is opened.
+
+    Args:
+        fixed: for each prompt, the completion's tokens that are given; None where one is to be written.
 
     Raises:
-        DataError: there are no prompts, or one is too long for the model.
+        DataError: there are no prompts, one is too long for the model, or `fixed` does not fit.
     """
-    refuse_overlong(denoiser, prompts, gen_length)
-    spec = denoiser.spec
-    blank = [[spec.mask_id] * gen_length] * len(prompts)
+    rows, length = block_of.shape
+    refuse_overlong(denoiser, prompts, length)
+    spec, device = denoiser.spec, denoiser.device
+    given = [[None] * length] * rows if fixed is None else _templates(fixed, rows, length)
+    filled = [[spec.mask_id if token is None else token for token in row] for row in given]
     pad_id = spec.eos_ids[0] if spec.eos_ids else spec.mask_id
-    sequences = sequences_from_ids(prompts, blank, pad_id, denoiser.device)
-    attend = None if bool(sequences.attend.all()) else sequences.attend
-    hidden = torch.ones(len(prompts), gen_length, dtype=torch.bool, device=denoiser.device)
-    return Canvas(sequences.tokens, attend, hidden, keys.to(denoiser.device))
+    sequences = sequences_from_ids(prompts, filled, pad_id, device)
+    hidden = torch.tensor([[token is None for token in row] for row in given], dtype=torch.bool, device=device)
+    nothing = torch.full((rows, length), float("nan"), dtype=torch.float64, device=device)
+    zeros = torch.zeros(rows, dtype=torch.int64, device=device)
+    return Canvas(
+        tokens=sequences.tokens,
+        attend=None if bool(sequences.attend.all()) else sequences.attend,
+        hidden=hidden,
+        editable=hidden,
+        block_of=block_of.to(device),
+        keys=keys.to(device),
+        forwards=zeros,
+        block=zeros - 1,
+        turn=zeros,
+        opening=zeros,
+        finished=zeros.bool(),
+        confidence=nothing,
+        logp=nothing,
+    )
+
+
+def _templates(fixed: Sequence[Sequence[int | None]], rows: int, length: int) -> list[list[int | None]]:
+    if len(fixed) != rows:
+        raise DataError(f"{len(fixed)} templates of fixed tokens for {rows} prompts; expected one per prompt")
+    for row, template in enumerate(fixed):
+        if len(template) != length:
+            raise DataError(
+                f"the template of prompt {row} has {len(template)} places for {length} positions; "
+                "expected one per position, None where a token is to be written"
+            )
+    return [list(template) for template in fixed]

@@ -1,22 +1,28 @@
-"""The sampling loop: propose, score, select, write, record. The only place that changes a canvas."""
+"""The sampling loop: propose, score, select, write, revise, record. The only place that changes a canvas."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from dllm_rl.diffusion.denoiser import Denoiser
-from dllm_rl.diffusion.trajectory import Exactness
+from dllm_rl.diffusion import ledger
+from dllm_rl.diffusion.trajectory import Exactness, Op
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.propose import draw, propose
+from dllm_rl.samplers.network import Network, mean_entropy, propose
+from dllm_rl.samplers.propose import Draw, Proposal, draw
 from dllm_rl.samplers.record import Recorder
-from dllm_rl.samplers.score import Score
-from dllm_rl.samplers.select import Select
+from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
+from dllm_rl.samplers.score import BlindScore, DrawnScore, Score
+from dllm_rl.samplers.select import Choice, Select
+
+Watch = Callable[[int, Canvas], None]
+"""Looks on: called with the number of forwards done and the canvas, before the first forward and after each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,50 +30,171 @@ class Sampler:
     """A way to decode, put together from components."""
 
     transform: Transform
+    """What tokens are drawn from."""
     score: Score
     select: Select
     blocks: Blocks
+    revise: Revise = NOTHING
+    end_ids: tuple[int, ...] = ()
+    """A row is finished when a block that holds one of these is full; the rest is filled with the first of them."""
+    measure_entropy: bool = False
+    """Record the mean entropy of the open positions at every step."""
 
     @property
     def exactness(self) -> Exactness:
-        return "none" if self.transform.temperature == 0 else self.score.exactness
+        """What the log-probability of a rollout is, when the network's logits are exact."""
+        if self.transform.temperature == 0:
+            return "none"
+        if isinstance(self.score, BlindScore):
+            return "exact"
+        return "none" if self.select.random else "exact_with_F"
 
 
-def run(denoiser: Denoiser, canvas: Canvas, sampler: Sampler, recorder: Recorder) -> Canvas:
-    """Write every hidden position of the canvas, block after block."""
-    positions = torch.arange(canvas.hidden.shape[1], device=canvas.hidden.device)
-    for start in sampler.blocks.starts:
-        window = (positions >= start) & (positions < start + sampler.blocks.block_length)
-        opening = (canvas.hidden & window).sum(dim=1)
-        turn = 0
-        while (eligible := canvas.hidden & window).any():
-            canvas = _step(denoiser, canvas, sampler, recorder, eligible, opening, turn)
-            turn += 1
+@dataclass(frozen=True, slots=True)
+class State:
+    """A rollout under way; `select` forks it."""
+
+    canvas: Canvas
+    network: Network
+    recorder: Recorder
+
+    def select(self, index: Tensor) -> State:
+        return State(self.canvas.select(index), self.network.select(index), self.recorder.select(index))
+
+
+def start(canvas: Canvas, network: Network) -> State:
+    """A rollout with nothing written but what is given."""
+    recorder = Recorder(len(canvas.keys))
+    recorder.changed(Op.FIX, canvas, ~canvas.editable)
+    nobody = torch.zeros_like(canvas.finished)
+    return State(canvas.open_next_block(stay=nobody), network, recorder)
+
+
+def run(state: State, sampler: Sampler, mask_id: int, watch: Watch | None = None) -> State:
+    """Write every hidden position of every row."""
+    steps = 0
+    if watch is not None:
+        watch(steps, state.canvas)
+    while not bool(state.canvas.finished.all()):
+        state = advance(state, sampler, mask_id)
+        steps += 1
+        if watch is not None:
+            watch(steps, state.canvas)
+    return state
+
+
+def advance(state: State, sampler: Sampler, mask_id: int) -> State:
+    """One forward of every unfinished row, and all that follows from it. The log is continued in place."""
+    before, recorder = state.canvas, state.recorder
+    proposal, opinion = _look(state.network, before, sampler)
+    entropy = None
+    if sampler.measure_entropy:
+        entropy = mean_entropy(proposal, sampler.transform.forbidden_ids, len(before.keys))
+    step = _choose(proposal, before, sampler)
+    after = _write(before, step)
+    recorder.written(after, step.written.row, step.written.index, step.tokens.logq)
+    revision = sampler.revise(before, after, opinion)
+    recorder.forward(_sum([step.choice.logp, step.losing, revision.logp], like=after.logp), entropy)
+    after = _revised(after, revision, mask_id, recorder)
+    after = replace(after, memory={**after.memory, **step.choice.memory, **revision.memory})
+    after = _fill_after_the_end(after, revision.unsettled, sampler.end_ids, recorder)
+    return State(after.open_next_block(stay=revision.unsettled), state.network, recorder)
+
+
+def _sum(parts: list[Float64[Tensor, " B"] | None], like: Float64[Tensor, "B L"]) -> Float64[Tensor, " B"]:
+    total = torch.zeros_like(like[:, 0])
+    for part in parts:
+        total = total if part is None else total + part
+    return total
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    choice: Choice
+    written: Proposal
+    """The positions chosen, in the order in which they were taken."""
+    tokens: Draw
+    scores: Float64[Tensor, " C"]
+    losing: Float64[Tensor, " B"] | None
+    """Log-probability that what was left out drew nothing better, nats; None when nothing was drawn there."""
+
+
+def _look(network: Network, canvas: Canvas, sampler: Sampler) -> tuple[Proposal, Proposal]:
+    """What the network says of the positions to write, and what the reviser wants to know of those written."""
+    eligible = canvas.eligible
+    with_plan = isinstance(sampler.score, BlindScore) and sampler.score.reads_plan
+    if sampler.revise.reads == "written":
+        everything = propose(network, canvas, canvas.window, with_plan)
+        open_now = eligible[everything.row, everything.index]
+        return everything.select(open_now), everything.select(~open_now)
+    proposal = propose(network, canvas, eligible, with_plan)
+    return proposal, proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool))
+
+
+def _choose(proposal: Proposal, canvas: Canvas, sampler: Sampler) -> _Step:
+    score, eligible = sampler.score, canvas.eligible
+    drawn = None
+    if isinstance(score, DrawnScore):
+        drawn = draw(proposal, sampler.transform)
+        scores = proposal.gather(lambda part: score.of_tokens(part, canvas), drawn.token)
+    else:
+        scores = score.of_positions(proposal, canvas)
+    choice = sampler.select(proposal.dense(scores, eligible.shape), eligible, proposal, canvas)
+    chosen = choice.commit[proposal.row, proposal.index].nonzero()[:, 0]
+    if choice.rank is not None:
+        place = proposal.row * eligible.shape[1] + choice.rank[proposal.row, proposal.index]
+        chosen = chosen[place[chosen].argsort()]
+    written = proposal.select(chosen)
+    tokens = draw(written, sampler.transform) if drawn is None else drawn.select(chosen)
+    losing = None
+    if isinstance(score, DrawnScore) and sampler.exactness == "exact_with_F":
+        losing = _losing(proposal, choice, canvas, score, sampler.transform)
+    return _Step(choice, written, tokens, scores[chosen].to(torch.float64), losing)
+
+
+def _losing(
+    proposal: Proposal, choice: Choice, canvas: Canvas, score: DrawnScore, transform: Transform
+) -> Float64[Tensor, " B"]:
+    """Sum over each row's positions left out of the log-probability that they drew something below their bar."""
+    assert choice.bar is not None, "a rule that is not random sets a bar"
+    total = torch.zeros(len(canvas.keys), dtype=torch.float64, device=canvas.keys.device)
+    for part in proposal.select(~choice.commit[proposal.row, proposal.index]).split():
+        cell = (part.row, part.index)
+        logq = transform.log_probs(part.logits.to(torch.float64))
+        level, place = choice.bar.level[cell], choice.bar.place[cell]
+        losing = ledger.losing_logp(logq, score.of_tokens(part, canvas), level, place, part.index)
+        total = total.index_add(0, part.row, losing)
+    return total
+
+
+def _write(canvas: Canvas, step: _Step) -> Canvas:
+    """The canvas with the step's tokens written, one forward and one turn on."""
+    written, token = step.written, step.tokens.token
+    logp = written.gather(lambda part: torch.log_softmax(part.logits.to(torch.float64), dim=-1), token)
+    canvas = canvas.write(written.row, written.index, token, step.scores, logp)
+    return replace(canvas, forwards=canvas.forwards + ~canvas.finished, turn=canvas.turn + 1)
+
+
+def _revised(canvas: Canvas, revision: Revision, mask_id: int, recorder: Recorder) -> Canvas:
+    if bool(revision.remask.any()):
+        canvas = canvas.hide(revision.remask, mask_id)
+        recorder.changed(Op.REMASK, canvas, revision.remask)
+    if revision.edit is not None and revision.token is not None:
+        canvas = canvas.overwrite(revision.edit, revision.token)
+        recorder.changed(Op.EDIT, canvas, revision.edit)
     return canvas
 
 
-def _step(
-    denoiser: Denoiser,
-    canvas: Canvas,
-    sampler: Sampler,
-    recorder: Recorder,
-    eligible: Bool[Tensor, "B L"],
-    opening: Int64[Tensor, " B"],
-    turn: int,
+def _fill_after_the_end(
+    canvas: Canvas, unsettled: Bool[Tensor, " B"], end_ids: tuple[int, ...], recorder: Recorder
 ) -> Canvas:
-    transform, score = sampler.transform, sampler.score
-    proposal = propose(denoiser, canvas, eligible, recorder.step + 1, transform)
-    drawn = draw(proposal, transform) if score.reads_draw else None
-    scores = score(proposal, drawn)
-    table = torch.zeros(eligible.shape, dtype=scores.dtype, device=scores.device)
-    table[eligible] = scores
-    chosen = sampler.select(table, eligible, opening, turn)[eligible]
-    written = proposal.select(chosen)
-    tokens = draw(written, transform) if drawn is None else drawn.select(chosen)
-    if transform.temperature == 0:
-        selection = torch.zeros(len(opening), dtype=torch.float64, device=scores.device)
-    else:
-        selection = score.selection_logp(proposal, transform, scores, chosen, len(opening))
-    recorder.forward(eligible.any(dim=1), selection)
-    recorder.write(written, tokens, scores[chosen])
-    return canvas.write(written.row, written.index, tokens.token)
+    """Rows whose block is full and that have ended get the end token everywhere else."""
+    if not end_ids:
+        return canvas
+    ends = torch.isin(canvas.completion, torch.tensor(end_ids, device=canvas.tokens.device)) & ~canvas.hidden
+    complete = canvas.hidden.cumsum(dim=1) == 0
+    ended = (ends & complete).any(dim=1) & ~canvas.eligible.any(dim=1) & ~unsettled & ~canvas.finished
+    filled = canvas.hidden & ended[:, None]
+    canvas = canvas.overwrite(filled, torch.full_like(canvas.completion, end_ids[0]))
+    recorder.changed(Op.FIX, canvas, filled)
+    return canvas

@@ -1,4 +1,4 @@
-"""What one forward says of the open positions, and draws from it."""
+"""What one forward says of some positions, and draws from it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,15 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from dllm_rl import rng
-from dllm_rl.diffusion.denoiser import Denoiser
-from dllm_rl.diffusion.transform import Transform, guide
-from dllm_rl.errors import ModelContractError
-from dllm_rl.samplers.canvas import Canvas
+from dllm_rl.diffusion.transform import Transform
 
-POSITIONS_PER_CHUNK = 128
-"""Rows of float64 vocabulary held at once: 128 of a vocabulary of 126 464 take 130 MB."""
+LOGITS_PER_CHUNK = 2**21
+"""Logits held at once in float64, 16 MB of them: 16 positions of a vocabulary of 126 464."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The network's opinion on T open positions, in row-major order."""
+    """The network's opinion on T positions, in row-major order."""
 
     row: Int64[Tensor, " T"]
     index: Int64[Tensor, " T"]
@@ -30,39 +27,42 @@ class Proposal:
     """Guided, if the rollout is; before temperature and before any id is forbidden."""
     key: Int64[Tensor, " T"]
     """A key for this row, step and position; every random number of the step is folded from it."""
+    plan: Float[Tensor, " T"] | None = None
+    """The planner head's logit; None unless the score asks for it."""
 
-    def select(self, which: Bool[Tensor, " T"]) -> Proposal:
-        return Proposal(self.row[which], self.index[which], self.logits[which], self.key[which])
+    def select(self, which: Bool[Tensor, " T"] | Int64[Tensor, " S"]) -> Proposal:
+        plan = None if self.plan is None else self.plan[which]
+        return Proposal(self.row[which], self.index[which], self.logits[which], self.key[which], plan)
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, LOGITS_PER_CHUNK // self.logits.shape[1])
 
     def split(self) -> list[Proposal]:
         """The proposal in chunks small enough for float64 and for copies of the logits."""
-        parts = (torch.split(part, POSITIONS_PER_CHUNK) for part in (self.row, self.index, self.logits, self.key))
-        return [Proposal(*chunk) for chunk in zip(*parts, strict=True)]
+        size = self._chunk
+        row, index, logits, key = (torch.split(part, size) for part in (self.row, self.index, self.logits, self.key))
+        plan = [None] * len(row) if self.plan is None else torch.split(self.plan, size)
+        return [Proposal(*chunk) for chunk in zip(row, index, logits, key, plan, strict=True)]
 
     def gather(self, of_tokens: Callable[[Proposal], Tensor], token: Int64[Tensor, " T"]) -> Float[Tensor, " T"]:
         """What `of_tokens`, a [T, V] table computed in chunks, holds for one token per position."""
-        tokens = torch.split(token, POSITIONS_PER_CHUNK)
+        tokens = torch.split(token, self._chunk)
         chunks = zip(self.split(), tokens, strict=True)
         return torch.cat([of_tokens(part).gather(-1, column[:, None])[:, 0] for part, column in chunks])
 
+    def per_position(self, of_logits: Callable[[Tensor], Tensor]) -> Float[Tensor, " T"]:
+        """A function of each position's logits, computed in chunks."""
+        return torch.cat([of_logits(part.logits) for part in self.split()])
 
-def propose(
-    denoiser: Denoiser, canvas: Canvas, eligible: Bool[Tensor, "B L"], step: int, transform: Transform
-) -> Proposal:
-    """Run the network once (twice under guidance) and keep what it says of the eligible positions.
+    def uniform(self, purpose: str) -> Float64[Tensor, " T"]:
+        """One fresh number per position, uniform on (0, 1), that nothing else of this step shares."""
+        return rng.uniform(rng.fold(self.key, purpose), 1)[:, 0]
 
-    Raises:
-        ModelContractError: a logit is NaN.
-    """
-    where = canvas.columns(eligible)
-    logits = denoiser.logits_at(canvas.tokens, where, canvas.attend)
-    if transform.cfg_scale != 0:
-        unconditional = denoiser.logits_at(canvas.without_prompt(denoiser.spec.mask_id), where, canvas.attend)
-        logits = guide(logits, unconditional, transform.cfg_scale)
-    if logits.isnan().any():
-        raise ModelContractError(f"the network gave NaN logits at forward {step}; expected numbers. Check its weights")
-    row, index = eligible.nonzero(as_tuple=True)
-    return Proposal(row, index, logits, rng.fold(canvas.keys[row], step, index))
+    def dense(self, values: Tensor, shape: torch.Size, empty: float = 0.0) -> Tensor:
+        """[B, L]: one value per position of the proposal, `empty` elsewhere."""
+        table = torch.full(shape, empty, dtype=values.dtype, device=values.device)
+        return table.index_put((self.row, self.index), values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Draw:
     logq: Float64[Tensor, " T"]
     """Log-probability under the distribution drawn from, nats; NaN when drawn greedily."""
 
-    def select(self, which: Bool[Tensor, " T"]) -> Draw:
+    def select(self, which: Bool[Tensor, " T"] | Int64[Tensor, " S"]) -> Draw:
         return Draw(self.token[which], self.logq[which])
 
 
@@ -91,7 +91,7 @@ def _draw_chunk(proposal: Proposal, transform: Transform) -> Draw:
         greedy = transform.permitted(proposal.logits).argmax(dim=-1)
         return Draw(greedy, torch.full(greedy.shape, float("nan"), dtype=torch.float64, device=greedy.device))
     logq = transform.log_probs(proposal.logits.to(torch.float64))
-    uniform = rng.uniform(rng.fold(proposal.key, "token"), 1)
+    uniform = proposal.uniform("token")[:, None]
     cumulative = logq.exp().cumsum(dim=-1)
     # The sum is 1 only up to rounding, hence the scale; a number below 1 then lands on a token that has mass.
     token = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)

@@ -2,52 +2,75 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.diffusion.trajectory import Events, Exactness, Op, Trajectory
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.propose import Draw, Proposal
 
 
 class Recorder:
-    """The log of one rollout."""
+    """The log of one rollout, of `num_rows` rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_rows: int) -> None:
+        self._num_rows = num_rows
         self._events: list[Events] = []
         self._selection_logp: list[Float64[Tensor, " B"]] = []
-        self._took_part: list[Bool[Tensor, " B"]] = []
+        self._entropy: list[Float64[Tensor, " B"]] = []
 
-    @property
-    def step(self) -> int:
-        """Forwards recorded so far."""
-        return len(self._took_part)
-
-    def forward(self, took_part: Bool[Tensor, " B"], selection_logp: Float64[Tensor, " B"]) -> None:
-        """One forward: the rows it served and the log-probability of what was selected. Call before its writes."""
-        self._took_part.append(took_part)
+    def forward(self, selection_logp: Float64[Tensor, " B"], entropy: Float64[Tensor, " B"] | None) -> None:
+        """One forward: the log-probability of what was selected and revised, and the mean entropy if measured."""
         self._selection_logp.append(selection_logp)
+        if entropy is not None:
+            self._entropy.append(entropy)
 
-    def write(self, proposal: Proposal, draw: Draw, conf: Float[Tensor, " C"]) -> None:
-        """Tokens written by the last forward; the proposal is that of the written positions only."""
-        logp = proposal.gather(lambda part: torch.log_softmax(part.logits.to(torch.float64), dim=-1), draw.token)
-        self._events.append(
-            Events(
-                row=proposal.row,
-                step=torch.full_like(proposal.row, self.step),
-                position=proposal.index,
-                op=torch.full_like(proposal.row, Op.WRITE),
-                token=draw.token,
-                logq=draw.logq,
-                logp=logp,
-                conf=conf.to(torch.float64),
-            )
-        )
+    def written(
+        self, canvas: Canvas, row: Int64[Tensor, " C"], position: Int64[Tensor, " C"], logq: Float64[Tensor, " C"]
+    ) -> None:
+        """Tokens drawn and written by the last forward, as they stand on the canvas now."""
+        cell = (row, position)
+        self._log(canvas, Op.WRITE, row, position, logq, canvas.logp[cell], canvas.confidence[cell])
+
+    def changed(self, op: Op, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> None:
+        """Positions that were hidden, edited or fixed, as they stand on the canvas now; nothing drew their tokens."""
+        row, position = positions.nonzero(as_tuple=True)
+        certain = torch.zeros(len(row), dtype=torch.float64, device=row.device)
+        unknown = torch.full_like(certain, float("nan"))
+        self._log(canvas, op, row, position, certain, unknown, unknown)
+
+    def _log(
+        self,
+        canvas: Canvas,
+        op: Op,
+        row: Int64[Tensor, " C"],
+        position: Int64[Tensor, " C"],
+        logq: Float64[Tensor, " C"],
+        logp: Float64[Tensor, " C"],
+        confidence: Float64[Tensor, " C"],
+    ) -> None:
+        if len(row):
+            token, step = canvas.completion[row, position], canvas.forwards[row]
+            kind = torch.full_like(row, op)
+            self._events.append(Events(row, step, position, kind, token, logq, logp, confidence))
+
+    def _sorted(self) -> Events:
+        """All events by row; they were recorded by step, so steps and the order within each stay."""
+        if not self._events:
+            whole, real = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64)
+            return Events(whole, whole, whole, whole, whole, real, real, real)
+        events = Events.concatenate(self._events)
+        return events.select(events.row.argsort(stable=True))
+
+    def select(self, index: Int64[Tensor, " R"]) -> Recorder:
+        """The log of the rows at `index`, repeats allowed: forks share the past."""
+        other = Recorder(len(index))
+        other._events = [self._sorted().of_rows(index, self._num_rows)]
+        other._selection_logp = [logp[index] for logp in self._selection_logp]
+        other._entropy = [entropy[index] for entropy in self._entropy]
+        return other
 
     def finish(
         self,
@@ -59,17 +82,18 @@ class Recorder:
         update: int,
     ) -> Trajectory:
         """The trajectory of everything recorded."""
-        events = Events(*(torch.cat([getattr(part, field.name) for part in self._events]) for field in fields(Events)))
+        none = torch.zeros(self._num_rows, 0, dtype=torch.float64, device=canvas.keys.device)
         return Trajectory(
             prompts=prompts,
             gen_length=canvas.hidden.shape[1],
-            events=events.select(events.row.argsort(stable=True)),  # recorded by step, so steps stay in order
-            selection_logp=torch.stack(self._selection_logp, dim=1),
-            nfe=torch.stack(self._took_part).sum(dim=0).tolist(),
+            events=self._sorted(),
+            selection_logp=torch.stack(self._selection_logp, dim=1) if self._selection_logp else none,
+            nfe=canvas.forwards.tolist(),
             keys=canvas.keys,
             transform=transform,
             exactness=exactness,
             mask_id=spec.mask_id,
             eos_ids=spec.eos_ids,
             update=update,
+            entropy=torch.stack(self._entropy, dim=1) if self._entropy else None,
         )

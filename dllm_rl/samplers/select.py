@@ -1,64 +1,123 @@
-"""Which and how many of the open positions a step writes."""
+"""Which of the open positions a step writes: the rules that keep the highest scores."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
 
-from jaxtyping import Bool, Float, Int64
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
+
+from dllm_rl.diffusion import ledger
+from dllm_rl.diffusion.ledger import Bar
+from dllm_rl.samplers.canvas import NO_MEMORY, Canvas
+from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.quota import Quota
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a rule chose, and what is needed to know how probable the choice was."""
+
+    commit: Bool[Tensor, "B L"]
+    bar: Bar | None = None
+    """What the score of each position left out must have stayed below for this choice to be made; None for a rule that
+    chooses at random, which then has no known law when the score reads the draw."""
+    logp: Float64[Tensor, " B"] | None = None
+    """Log-probability of the choice given the scores, nats; None for 0."""
+    rank: Int64[Tensor, "B L"] | None = None
+    """When each position was taken, counted from 0, for a rule that takes one after the other."""
+    memory: Mapping[str, Tensor] = field(default_factory=lambda: NO_MEMORY)
+    """What the rule wants to find on the canvas at the next step, batch-first."""
 
 
 @runtime_checkable
 class Select(Protocol):
     """Chooses among eligible positions by score; ties go to the lowest index."""
 
+    random: ClassVar[bool]
+    """True if it chooses at random given the scores."""
+
     def __call__(
-        self,
-        score: Float[Tensor, "B L"],
-        eligible: Bool[Tensor, "B L"],
-        opening: Int64[Tensor, " B"],
-        turn: int,
-    ) -> Bool[Tensor, "B L"]:
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
         """Choose.
 
         Args:
-            opening: positions that were hidden when the block was opened.
-            turn: steps already made in this block.
+            score: of every position; 0 where not eligible.
+            proposal: what the network said of the eligible positions.
         """
         ...
+
+
+def ranks(score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"]) -> Int64[Tensor, "B L"]:
+    """Place of each position by score, from 0; of equals the lowest index first; those not eligible come last."""
+    by_score = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
+    # An eligible score may itself be minus infinity; it still goes before the positions that cannot be chosen.
+    by_right = (~eligible).gather(1, by_score).argsort(dim=1, stable=True)
+    return by_score.gather(1, by_right).argsort(dim=1)
 
 
 def highest(
     score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], count: Int64[Tensor, " B"]
 ) -> Bool[Tensor, "B L"]:
     """The `count` eligible positions of each row with the highest scores, of equals the lowest index first."""
-    by_score = score.masked_fill(~eligible, float("-inf")).argsort(dim=1, descending=True, stable=True)
-    # An eligible score may itself be minus infinity; it still goes before the positions that cannot be chosen.
-    by_right = (~eligible).gather(1, by_score).argsort(dim=1, stable=True)
-    rank = by_score.gather(1, by_right).argsort(dim=1)
-    return eligible & (rank < count[:, None])
-
-
-def even_quota(opening: Int64[Tensor, " B"], steps: int, turn: int) -> Int64[Tensor, " B"]:
-    """Positions to write at step `turn` of `steps`: an even split, the remainder on the first steps.
-
-    Source: Nie et al., https://arxiv.org/abs/2502.09992, get_num_transfer_tokens.
-    """
-    return opening // steps + (turn < opening % steps)
+    return eligible & (ranks(score, eligible) < count[:, None])
 
 
 @dataclass(frozen=True, slots=True)
-class EvenQuota:
-    """The highest scores, equally many at each of a block's `steps` steps."""
+class TopK:
+    """The highest scores, as many as a quota says."""
 
-    steps: int
+    quota: Quota
+
+    random: ClassVar[bool] = False
 
     def __call__(
-        self,
-        score: Float[Tensor, "B L"],
-        eligible: Bool[Tensor, "B L"],
-        opening: Int64[Tensor, " B"],
-        turn: int,
-    ) -> Bool[Tensor, "B L"]:
-        return highest(score, eligible, even_quota(opening, self.steps, turn))
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
+        commit = highest(score, eligible, self.quota(canvas))
+        return Choice(commit, ledger.weakest_chosen(score, commit))
+
+
+@dataclass(frozen=True, slots=True)
+class UniformSubset:
+    """As many positions as a quota says, all subsets equally likely. Scores are not read."""
+
+    quota: Quota
+
+    random: ClassVar[bool] = True
+
+    def __call__(
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
+        lottery = proposal.dense(proposal.uniform("order"), eligible.shape)
+        commit = highest(lottery, eligible, self.quota(canvas))
+        return Choice(commit, logp=ledger.uniform_subset_logp(eligible.sum(dim=1), commit.sum(dim=1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Threshold:
+    """Every position that scores at least a probability, and the best one where none does.
+
+    Source: Wu et al. (Fast-dLLM), https://arxiv.org/abs/2505.22618, section 3.3.
+    """
+
+    probability: float
+    """What the score, a log-probability, is compared with."""
+
+    random: ClassVar[bool] = False
+
+    def __call__(
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
+        level = math.log(self.probability)
+        sure = eligible & (score >= level)
+        best = highest(score, eligible, torch.ones_like(canvas.turn))
+        forced = ~sure.any(dim=1, keepdim=True)
+        passed = ledger.below(torch.full_like(score, level))
+        bar = ledger.where(forced, ledger.weakest_chosen(score, best), passed)
+        return Choice(torch.where(forced, best, sure), bar)

@@ -19,12 +19,12 @@ def test_a_uniform_subset_has_probability_one_over_their_number():
 
 
 def test_the_weakest_chosen_is_the_last_of_the_lowest():
-    score = torch.tensor([3.0, 1.0, 1.0, 0.5, 2.0, 7.0])
-    chosen = torch.tensor([True, True, True, False, True, False])
-    row = torch.tensor([0, 0, 0, 0, 1, 1])
-    bar = weakest_chosen(score, chosen, row, torch.tensor([0, 2, 5, 6, 1, 3]), 3)
-    assert bar.score.tolist() == [1.0, 2.0, math.inf]
-    assert bar.place.tolist() == [5, 1, -1]
+    score = torch.tensor([[3.0, 1.0, 1.0, 0.5], [2.0, 7.0, 0.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
+    chosen = torch.tensor([[True, True, True, False], [True, False, False, False], [False] * 4])
+    bar = weakest_chosen(score, chosen)
+    assert bar.level[:, 0].tolist() == [1.0, 2.0, math.inf]
+    assert bar.place[:, 0].tolist() == [2, 0, -1]
+    assert bar.level.shape == bar.place.shape == (3, 4)
 
 
 def step_law(logq: torch.Tensor, score: torch.Tensor, count: int) -> dict[tuple, float]:
@@ -39,13 +39,13 @@ def step_law(logq: torch.Tensor, score: torch.Tensor, count: int) -> dict[tuple,
 
 def ledger_logp(logq: torch.Tensor, score: torch.Tensor, outcome: tuple) -> torch.Tensor:
     positions, tokens = (torch.tensor(part) for part in zip(*outcome, strict=True))
-    index, row = torch.arange(len(logq)), torch.zeros(len(logq), dtype=torch.int64)
+    index = torch.arange(len(logq))
     chosen = torch.zeros(len(logq), dtype=torch.bool)
     chosen[positions] = True
     drawn_score = torch.zeros(len(logq), dtype=score.dtype)
     drawn_score[positions] = score[positions, tokens]
-    bar = weakest_chosen(drawn_score, chosen, row, index, 1)
-    losing = losing_logp(logq[~chosen], score[~chosen], bar, row[~chosen], index[~chosen])
+    bar = weakest_chosen(drawn_score[None], chosen[None])
+    losing = losing_logp(logq[~chosen], score[~chosen], bar.level[0, ~chosen], bar.place[0, ~chosen], index[~chosen])
     return logq[positions, tokens].sum() + losing.sum()
 
 

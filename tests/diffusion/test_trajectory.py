@@ -71,7 +71,7 @@ def test_a_position_never_written_has_no_reveal_step_and_no_likelihood(trajector
 
 def test_the_codes_of_a_log_are_fixed():
     """A log is a table of integers; one that was stored must read the same later."""
-    assert {op.name: op.value for op in Op} == {"WRITE": 0, "REMASK": 1, "EDIT": 2}
+    assert {op.name: op.value for op in Op} == {"WRITE": 0, "REMASK": 1, "EDIT": 2, "FIX": 3}
 
 
 def test_the_likelihood_counts_overwritten_draws_and_selections(trajectory):

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dllm_rl import rng
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.samplers.canvas import Canvas, blank_canvas
 from dllm_rl.samplers.propose import Proposal, draw
-from dllm_rl.samplers.select import even_quota, highest
+from dllm_rl.samplers.quota import Even
+from dllm_rl.samplers.select import highest
+from tests.samplers.oracle import Table
+
+
+def standing(opening: int, turn: int) -> Canvas:
+    """A canvas of one row that stands at `turn` of a block that opened with `opening` hidden positions."""
+    model = Table()
+    model.max_positions = None
+    canvas = blank_canvas(model, [[1]], torch.zeros(1, max(opening, 1), dtype=torch.int64), torch.zeros(1).long())
+    return replace(canvas, opening=torch.tensor([opening]), turn=torch.tensor([turn]))
 
 
 @pytest.mark.parametrize(("opening", "steps"), [(7, 3), (8, 4), (3, 7), (0, 4), (1, 1), (33, 32)])
 def test_even_quotas_add_up_and_put_the_remainder_first(opening, steps):
-    counts = [int(even_quota(torch.tensor([opening]), steps, turn)) for turn in range(steps)]
+    counts = [int(Even(steps)(standing(opening, turn))) for turn in range(steps)]
     assert sum(counts) == opening
     assert counts == sorted(counts, reverse=True)
     assert max(counts) - min(counts) <= 1
@@ -23,8 +35,7 @@ def test_even_quotas_add_up_and_put_the_remainder_first(opening, steps):
 
 def test_even_quotas_are_those_of_the_published_code(shared):
     for case in json.loads((shared / "golden/generate.json").read_text())["get_num_transfer_tokens"]:
-        opening = torch.tensor([case["mask_num"]])
-        counts = [int(even_quota(opening, case["steps"], turn)) for turn in range(case["steps"])]
+        counts = [int(Even(case["steps"])(standing(case["mask_num"], turn))) for turn in range(case["steps"])]
         assert counts == case["counts"]
 
 

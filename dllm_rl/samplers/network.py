@@ -1,0 +1,106 @@
+"""How the sampling loop calls the network: on unfinished rows only, guided or not, through a cache or not."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from dllm_rl import rng
+from dllm_rl.diffusion.denoiser import Denoiser, PlanningDenoiser
+from dllm_rl.diffusion.transform import Transform, guide
+from dllm_rl.errors import ModelContractError
+from dllm_rl.samplers.canvas import Canvas
+from dllm_rl.samplers.propose import Proposal
+
+
+@runtime_checkable
+class Network(Protocol):
+    """Gives logits for positions of a canvas. May remember earlier calls (a cache), so it is forked with the canvas."""
+
+    def logits(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> Float[Tensor, "T V"]:
+        """Logits at the T true positions, in row-major order; rows that are finished have none."""
+        ...
+
+    def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+        """Logits and the planner head's logits.
+
+        Raises:
+            ModelContractError: the model has no planner, or it cannot be read this way.
+        """
+        ...
+
+    def select(self, index: Int64[Tensor, " R"]) -> Network:
+        """The network as it stands for the rows at `index`."""
+        ...
+
+
+class Exact:
+    """Every forward computes the whole canvas of every unfinished row."""
+
+    def __init__(self, denoiser: Denoiser, cfg_scale: float = 0.0) -> None:
+        self.denoiser, self.cfg_scale = denoiser, cfg_scale
+
+    def logits(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> Float[Tensor, "T V"]:
+        live, attend, where = unfinished(canvas, positions)
+        logits = self.denoiser.logits_at(canvas.tokens[live], where, attend)
+        if self.cfg_scale == 0:
+            return logits
+        blind = canvas.without_prompt(self.denoiser.spec.mask_id)[live]
+        return guide(logits, self.denoiser.logits_at(blind, where, attend), self.cfg_scale)
+
+    def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+        if not isinstance(self.denoiser, PlanningDenoiser):
+            raise ModelContractError(
+                "this sampler follows a planner and the model has no planner head; load a model with one, or choose "
+                "another sampler"
+            )
+        if self.cfg_scale:
+            raise ModelContractError("a planner cannot be guided; set cfg_scale to 0")
+        live, attend, where = unfinished(canvas, positions)
+        return self.denoiser.plan_at(canvas.tokens[live], where, attend)
+
+    def select(self, index: Int64[Tensor, " R"]) -> Exact:
+        return self
+
+
+def unfinished(
+    canvas: Canvas, positions: Bool[Tensor, "B L"]
+) -> tuple[Int64[Tensor, " R"], Bool[Tensor, "R N"] | None, Bool[Tensor, "R N"]]:
+    """The rows that still take part, what they attend to, and `positions` as columns of theirs."""
+    live = (~canvas.finished).nonzero()[:, 0]
+    return live, None if canvas.attend is None else canvas.attend[live], canvas.columns(positions)[live]
+
+
+def propose(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"], with_plan: bool) -> Proposal:
+    """Run the network once (twice under guidance) and keep what it says of `positions`.
+
+    Raises:
+        ModelContractError: a logit is NaN.
+    """
+    plan = None
+    if with_plan:
+        logits, plan = network.plan(canvas, positions)
+    else:
+        logits = network.logits(canvas, positions)
+    row, index = positions.nonzero(as_tuple=True)
+    nan = logits.isnan().any(dim=-1)
+    if nan.any():
+        step = int(canvas.forwards[row[nan][0]]) + 1
+        raise ModelContractError(f"the network gave NaN logits at forward {step}; expected numbers. Check its weights")
+    return Proposal(row, index, logits, rng.fold(canvas.keys[row], canvas.forwards[row] + 1, index), plan)
+
+
+def mean_entropy(proposal: Proposal, forbidden_ids: tuple[int, ...], num_rows: int) -> Float64[Tensor, " B"]:
+    """Mean entropy of each row's positions, nats at temperature 1; NaN for a row without any."""
+    permitted = Transform(forbidden_ids=forbidden_ids)
+
+    def entropy(logits: Tensor) -> Tensor:
+        log_probs = permitted.log_probs(logits.to(torch.float64))
+        return torch.special.entr(log_probs.exp()).sum(dim=-1)
+
+    each = proposal.per_position(entropy)
+    total = torch.zeros(num_rows, dtype=torch.float64, device=each.device).index_add(0, proposal.row, each)
+    return torch.div(total, torch.bincount(proposal.row, minlength=num_rows))

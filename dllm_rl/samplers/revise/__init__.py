@@ -1,0 +1,1 @@
+"""Second thoughts: rules that hide or change what is already written."""

@@ -1,0 +1,64 @@
+"""What a revising rule is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from dllm_rl.samplers.canvas import NO_MEMORY, Canvas
+from dllm_rl.samplers.propose import Proposal
+
+Reads = Literal["nothing", "written", "shadow"]
+"""What a rule wants to know of the written positions of the block: nothing, what the network says of them in the same
+forward, or what it says of a masked copy of each that cannot see it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revision:
+    """Changes to a canvas, after a step has written to it."""
+
+    remask: Bool[Tensor, "B L"]
+    unsettled: Bool[Tensor, " B"]
+    """Rows that want another turn in this block though it is full."""
+    edit: Bool[Tensor, "B L"] | None = None
+    token: Int64[Tensor, "B L"] | None = None
+    """The new tokens where `edit`; not drawn, so they have no log-probability of their own."""
+    logp: Float64[Tensor, " B"] | None = None
+    """Log-probability of the changes given everything before, nats; None for 0."""
+    memory: Mapping[str, Tensor] = field(default_factory=lambda: NO_MEMORY)
+    """What the rule wants to find on the canvas at the next step, batch-first."""
+
+
+@runtime_checkable
+class Revise(Protocol):
+    """Changes what is written. May touch editable positions of the open block only, unless it says so."""
+
+    reads: ClassVar[Reads]
+
+    def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
+        """Revise.
+
+        Args:
+            before: the canvas that the network saw.
+            after: the same after this step's writes.
+            opinion: what the network said of positions that were written before, as `reads` asks for; else empty.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Nothing:
+    """What is written stays."""
+
+    reads: ClassVar[Reads] = "nothing"
+
+    def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
+        return Revision(torch.zeros_like(after.hidden), torch.zeros_like(after.finished))
+
+
+NOTHING = Nothing()
