@@ -99,8 +99,10 @@ def mean_entropy(proposal: Proposal, forbidden_ids: tuple[int, ...], num_rows: i
 
     def entropy(logits: Tensor) -> Tensor:
         log_probs = permitted.log_probs(logits.to(torch.float64))
-        return torch.special.entr(log_probs.exp()).sum(dim=-1)
+        entropies: Tensor = torch.special.entr(log_probs.exp()).sum(dim=-1)
+        return entropies
 
     each = proposal.per_position(entropy)
     total = torch.zeros(num_rows, dtype=torch.float64, device=each.device).index_add(0, proposal.row, each)
-    return torch.div(total, torch.bincount(proposal.row, minlength=num_rows))
+    counts: Tensor = torch.bincount(proposal.row, minlength=num_rows)
+    return total / counts
