@@ -93,8 +93,8 @@ class KeyValues(Protocol):
 class CachingDenoiser(Denoiser, Protocol):
     """A denoiser that can recompute some columns of a canvas and read the others as they were at their last visit.
 
-    This takes the place of (forward, extend, crop): a cache by columns also does what a growing prefix cannot, renew
-    any column of a canvas whose right end is there from the start.
+    Not a prefix that grows (forward, extend, crop): here the right end of a canvas is there from the start, and any
+    column may be renewed at any time.
     """
 
     def open_cache(self, rows: int, columns: int) -> KeyValues:

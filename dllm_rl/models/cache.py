@@ -83,7 +83,7 @@ class Visit(Cache):
         self.cache, self.columns, self.seen, self.positions = cache, columns, seen, positions
         self.block = positions // block_size if block_size else torch.zeros_like(positions)
         visible = seen & (self.block <= self.block.masked_fill(~columns, -1).amax(1, keepdim=True))
-        self.kept = torch.where(columns, positions.masked_fill(~seen, NEVER), cache.position)
+        self.kept = torch.where(columns, positions, cache.position)
         wrong = visible & (self.kept != positions)
         ends = visible * torch.arange(1, seen.shape[1] + 1, device=seen.device)
         # One transfer from the device: how many columns run, where the visible ones end, and whether all are usable.
@@ -124,14 +124,6 @@ class Visit(Cache):
         """Keep a layer's keys and values; return views of all columns up to the last visible one."""
         keys, values = self.cache.write(layer_idx, self.target, key_states, value_states)
         return keys[:, :, : self.end], values[:, :, : self.end]
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns before the first query: none, queries stand anywhere."""
-        return 0
-
-    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Keys that `update` returns, and the column they start at."""
-        return self.end, 0
 
     def _refuse(self, wrong: Bool[Tensor, "B N"]) -> None:
         row, column = wrong.nonzero()[0].tolist()

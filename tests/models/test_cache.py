@@ -320,6 +320,18 @@ def test_a_block_needs_the_blocks_before_it_and_no_others() -> None:
     model.logits_through(cache, canvas, first | middle, middle)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_that_runs_nothing_needs_nothing(kind: str) -> None:
+    model, canvas = make(kind), ids(0)
+    cache, where = model.open_cache(3, LENGTH), everything(canvas)
+    where[1] = False
+    found = model.logits_through(cache, canvas, where, where)
+    with torch.no_grad():
+        assert_same(found, model.logits_at(canvas, where))
+    with pytest.raises(ModelContractError, match=r"row 1, column 0 .* never computed"):
+        model.logits_through(cache, canvas, torch.arange(LENGTH).expand_as(canvas) > 0, torch.zeros_like(where))
+
+
 def test_a_kept_column_may_not_move() -> None:
     """Its key was rotated to the position it had; an attended column more before it makes that another one."""
     model, canvas, attend = make(), ids(0), padded()
