@@ -38,11 +38,17 @@ def export_official(path: str | Path, out: str | Path) -> None:
         load_model(source, dtype="auto").save(out)
         return
     family = family_of(*base_config(source))
+    config = json.loads((source / ADAPTER_CONFIG).read_text())
+    _refuse_untranslatable(config, source)
+    tensors = load_file(source / ADAPTER_WEIGHTS)
+    if family.fused is not None:
+        tensors, config = family.fused.fuse(tensors), family.fused.fuse_config(config)
     tensors = {
-        PEFT_PREFIX + published_name(name.removeprefix(PEFT_PREFIX), family): tensor
-        for name, tensor in load_file(source / ADAPTER_WEIGHTS).items()
+        PEFT_PREFIX + published_name(name.removeprefix(PEFT_PREFIX), family): tensor for name, tensor in tensors.items()
     }
-    config = _published_config(json.loads((source / ADAPTER_CONFIG).read_text()), list(tensors), source)
+    modules = {name.split(".lora_")[0] for name in tensors}
+    config["target_modules"] = sorted({module.rpartition(".")[2] for module in modules})
+    config["exclude_modules"] = family.not_adapted
     try:
         shutil.copytree(source, out, ignore=shutil.ignore_patterns(ADAPTER_WEIGHTS, ADAPTER_CONFIG, "README.md"))
         (out / "README.md").write_text(MODEL_CARD)
@@ -54,7 +60,7 @@ def export_official(path: str | Path, out: str | Path) -> None:
 
 
 def published_name(name: str, family: Family) -> str:
-    """The published name of a weight, or of an adapter's tensor on it."""
+    """The published name of a weight, or of an adapter's tensor on it; its own where the family changes nothing."""
     for published, ours in family.weight_names:
         pattern = re.escape(ours).replace(r"\\1", r"(\d+)")
         if match := re.match(pattern, name):
@@ -62,17 +68,20 @@ def published_name(name: str, family: Family) -> str:
                 published.removeprefix("^").replace(r"(\d+)", match[1] if match.groups() else "").replace("\\", "")
             )
             return template + name[match.end() :]
-    raise CheckpointError(f"the tensor {name} has no published name; only adapters on {family.network.__name__} export")
+    return name
 
 
-def _published_config(config: dict[str, Any], tensors: list[str], source: Path) -> dict[str, Any]:
-    """The adapter's configuration with published module names, the output head kept out.
-
-    There a block's last layer and the output head are both called `ff_out`.
-    """
+def _refuse_untranslatable(config: dict[str, Any], source: Path) -> None:
     unsupported = [
         key
-        for key in ("rank_pattern", "alpha_pattern", "modules_to_save", "layers_to_transform", "target_parameters")
+        for key in (
+            "rank_pattern",
+            "alpha_pattern",
+            "modules_to_save",
+            "layers_to_transform",
+            "target_parameters",
+            "use_dora",
+        )
         if config.get(key)
     ]
     if unsupported or not isinstance(config["target_modules"], list):
@@ -80,6 +89,3 @@ def _published_config(config: dict[str, Any], tensors: list[str], source: Path) 
             f"the adapter in {source} sets {unsupported or 'target_modules by a pattern'}, which has no translation; "
             "expected LoRA with a list of target_modules on all layers"
         )
-    modules = {name.removeprefix(PEFT_PREFIX).split(".lora_")[0] for name in tensors}
-    leaves = sorted({module.rpartition(".")[2] for module in modules})
-    return {**config, "target_modules": leaves, "exclude_modules": ["transformer.ff_out"]}

@@ -8,6 +8,7 @@ from typing import Any
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models import dream, llada, llada2, llada_moe, sdar
+from dllm_rl.models.fused import Fused
 from dllm_rl.models.spec import spec_of
 
 
@@ -23,6 +24,10 @@ class Family:
     """Positions that see each other, for a block-causal family whose config.json does not say; None: all do."""
     weight_names: tuple[tuple[str, str], ...] = ()
     """Patterns of published weight names, and the names here; where none fits, both are the same."""
+    fused: Fused | None = None
+    """Projections that the files hold as one."""
+    not_adapted: str | None = None
+    """Pattern of published modules that end like an adapted one and have no adapter."""
 
     def spec(self, config: Any, tokenizer: Any | None) -> DiffusionSpec:
         """Constants of a model of this family; see `spec_of`."""
@@ -32,10 +37,20 @@ class Family:
 
 # By architecture, not by model type: LLaDA-MoE's configuration also calls itself "llada".
 FAMILIES: dict[str, Family] = {
-    "LLaDAModelLM": Family(llada.LLaDAModelLM, weight_names=llada.WEIGHT_NAMES),
+    "LLaDAModelLM": Family(
+        llada.LLaDAModelLM,
+        weight_names=llada.WEIGHT_NAMES,
+        not_adapted=r".*transformer\.ff_out",  # the output head; a block's last layer is called `ff_out` too
+    ),
     "DreamModel": Family(dream.DreamModel, logit_shift=1),
     "LLaDAMoEModelLM": Family(llada_moe.LLaDAMoEModelLM),
-    "LLaDA2MoeModelLM": Family(llada2.LLaDA2MoeModelLM, block_size=llada2.BLOCK_SIZE, weight_names=llada2.WEIGHT_NAMES),
+    "LLaDA2MoeModelLM": Family(
+        llada2.LLaDA2MoeModelLM,
+        block_size=llada2.BLOCK_SIZE,
+        weight_names=llada2.WEIGHT_NAMES,
+        fused=llada2.FUSED,
+        not_adapted=r".*\.mlp\.experts\..*",
+    ),
     "SDARForCausalLM": Family(sdar.SDARForCausalLM, block_size=sdar.BLOCK_SIZE),
     "SDARMoeForCausalLM": Family(sdar.SDARMoeForCausalLM, block_size=sdar.BLOCK_SIZE),
 }

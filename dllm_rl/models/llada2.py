@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from transformers.core_model_loading import Split, WeightConverter, WeightRenaming
 
+from dllm_rl.models.fused import Fused
 from dllm_rl.models.heads import ScoresRowsOfExperts
 from dllm_rl.models.published import NOT_PUBLISHED, PublishedConfig, expert_conversions, register
 
 BLOCK_SIZE = 32
 """Of the released checkpoints, whose config.json does not say it."""
-FUSED = "attention.query_key_value"
-"""Query, key and value projections under one published name, in this order."""
-QUERY_KEY_VALUE = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
+FUSED = Fused("attention.query_key_value", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"))
+"""Queries, keys and values are one projection in the files, in this order."""
 
 
 class LLaDA2MoeConfig(PublishedConfig, Glm4MoeConfig):
@@ -92,7 +92,10 @@ class LLaDA2MoeModelLM(ScoresRowsOfExperts, Glm4MoeForCausalLM):  # type: ignore
     """
 
     config_class = LLaDA2MoeConfig
-    _keys_to_ignore_on_load_unexpected: list[str] = []  # noqa: RUF012  # Glm4Moe ignores two layers of any model
+
+    def __init__(self, config: LLaDA2MoeConfig) -> None:
+        super().__init__(config)
+        self._keys_to_ignore_on_load_unexpected = []  # Glm4Moe's ignores two layers of any model
 
 
 WEIGHT_NAMES: tuple[tuple[str, str], ...] = (
@@ -106,7 +109,7 @@ WEIGHT_NAMES: tuple[tuple[str, str], ...] = (
 
 
 def _conversions() -> list[WeightConverter | WeightRenaming]:
-    fused = WeightConverter(f"{FUSED}.weight", [f"{name}.weight" for name in QUERY_KEY_VALUE], [Split(dim=0)])
+    fused = WeightConverter(f"{FUSED.published}.weight", [f"{name}.weight" for name in FUSED.ours], [Split(dim=0)])
     renamings = [WeightRenaming(*names) for names in WEIGHT_NAMES]
     return [*renamings, fused, *expert_conversions("glm4_moe")]
 

@@ -20,12 +20,14 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
     their own, so equal arguments give equal adapters on every rank.
 
     Args:
-        arguments: of `peft.LoraConfig`; `target_modules` is "all-linear" by default, which leaves the head out.
+        arguments: of `peft.LoraConfig`; `target_modules` is "all-linear" by default, which leaves out the head, routers
+            and experts. Experts take an adapter as `target_parameters`, such as "mlp.experts.down_proj".
         allow_dropout: whether `lora_dropout` may be positive. A ratio of probabilities computed under two different
             dropout masks is noise, so only supervised training may ask for it.
 
     Raises:
-        ModelContractError: for dropout where it is not allowed, unknown arguments, or an adapter on the output head.
+        ModelContractError: for dropout where it is not allowed, unknown arguments, a target that names no module, or an
+            adapter on the output head.
     """
     if arguments.get("lora_dropout") and not allow_dropout:
         raise ModelContractError(
@@ -41,6 +43,7 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
                 f"lora={arguments} does not make an adapter for this network: {one_line(error)}"
             ) from error
     _refuse_head(wrapped)
+    _refuse_unmatched(wrapped, arguments)
     return wrapped
 
 
@@ -69,4 +72,20 @@ def _refuse_head(wrapped: PeftModel) -> None:
     if isinstance(wrapped.get_base_model().lm_head, BaseTunerLayer):
         raise ModelContractError(
             "the adapter covers the output head, which scores tokens in chunks; remove lm_head from target_modules"
+        )
+
+
+def _refuse_unmatched(wrapped: PeftModel, arguments: dict[str, Any]) -> None:
+    """PEFT is content when one of several targets exists; in models with experts, others often do not."""
+    targets = arguments.get("target_modules") or ()
+    names: Any = wrapped.base_model.targeted_module_names
+    adapted = ["." + name for name in names]
+    unmatched = (
+        [] if isinstance(targets, str) else [t for t in targets if not any(n.endswith("." + t) for n in adapted)]
+    )
+    if unmatched:
+        leaves = sorted({name.rpartition(".")[2] for name in adapted})
+        raise ModelContractError(
+            f"no module of this network takes an adapter under the names {unmatched} in target_modules; adapted are "
+            f"{leaves}. Remove the others; for experts, whose weights are one tensor, use target_parameters"
         )
