@@ -13,19 +13,25 @@ from torch import Tensor
 from dllm_rl.diffusion.denoiser import CachingDenoiser, KeyValues
 from dllm_rl.errors import ModelContractError
 from dllm_rl.models import DiffusionModel
+from dllm_rl.toys.families import tiny_dream, tiny_llada2, tiny_llada_moe, tiny_sdar
 from dllm_rl.toys.model import tiny_llada
 
 LENGTH = 11
-KINDS = {"both ways": {}, "shifted": {"logit_shift": 1}, "blocks": {"block_size": 4}}
+SHIFTED, BLOCKS = {"logit_shift": 1}, {"block_size": 4}
+KINDS = {"both ways": {}, "shifted": SHIFTED, "blocks": BLOCKS, "shifted blocks": SHIFTED | BLOCKS}
 PADS = torch.tensor([0, 3, 5])
 
 
-def make(kind: str = "both ways", implementation: str = "sdpa", kv_heads: int = 2) -> DiffusionModel:
-    """Grouped keys, distributions far from uniform, float64 to tell rounding from mistakes."""
-    model = tiny_llada(seed=4, kv_heads=kv_heads)
-    model.network.double().set_attn_implementation(implementation)
+def far_from_uniform(model: DiffusionModel) -> DiffusionModel:
     with torch.no_grad():
         model.network.model.embed_tokens.weight.mul_(30)
+    return model
+
+
+def make(kind: str = "both ways", implementation: str = "sdpa", kv_heads: int = 2) -> DiffusionModel:
+    """Grouped keys, and float64 to tell rounding from mistakes."""
+    model = far_from_uniform(tiny_llada(seed=4, kv_heads=kv_heads))
+    model.network.double().set_attn_implementation(implementation)
     model.spec = replace(model.spec, **KINDS[kind])
     return model
 
@@ -242,6 +248,20 @@ def test_decoding_by_blocks_is_exact(implementation: str, fused: bool) -> None:
         else:
             model.logits_through(cache, canvas, here, torch.zeros_like(here), attend)
         current = current + 1
+
+
+@pytest.mark.parametrize("family", [tiny_llada, tiny_dream, tiny_llada_moe, tiny_llada2, tiny_sdar])
+def test_every_family(family: Callable[..., DiffusionModel]) -> None:
+    """In the families' own precision: grouped experts know no float64."""
+    model, attend, nothing = far_from_uniform(family(seed=1)), padded(), torch.zeros(3, LENGTH, dtype=torch.bool)
+    cache, older, canvas = model.open_cache(3, LENGTH), ids(0), ids(1)
+    model.logits_through(cache, older, everything(older), nothing, attend)
+    first, rest = attend & (blocks_of(attend) == 0), attend & (blocks_of(attend) > 0)
+    if model.spec.block_size is None:
+        first, rest = attend, attend & some(2, 0.5)  # unchanged since: what is left out is not stale
+    model.logits_through(cache, canvas, first, nothing, attend)
+    found = model.logits_through(cache, canvas, rest, rest, attend)
+    torch.testing.assert_close(found, model.logits_at(canvas, rest, attend), atol=1e-5, rtol=0)
 
 
 def test_a_block_that_was_kept_before_its_last_token_is_not_exact() -> None:
