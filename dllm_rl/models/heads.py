@@ -146,7 +146,10 @@ class ScoresRows:
 
 
 class ScoresRowsOfExperts(ScoresRows):
-    """`ScoresRows` for models with experts, which run them as one grouped product."""
+    """`ScoresRows` for models with experts, which run as one grouped product.
+
+    That product does not know float64; a network turned into float64 needs `set_experts_implementation("eager")`.
+    """
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:

@@ -163,6 +163,7 @@ def _network(
                 config=config,
                 dtype=DTYPES.get(dtype, "auto"),
                 attn_implementation=attn_implementation,
+                experts_implementation="eager" if dtype == "float64" else None,  # grouped products stop at float32
                 quantization_config=None if quantization is None else _quantization(quantization),
                 device_map=None if quantization is None else {"": device},
                 revision=revision,

@@ -118,6 +118,32 @@ def test_what_a_model_says_of_itself(folder: Path, family: str) -> None:
     assert spec.block_size == BLOCKS.get(family)
 
 
+@pytest.mark.parametrize(
+    ("family", "ids"),
+    [
+        ("dream", (151666, 151643)),
+        ("llada_moe", (156895, 156892)),
+        ("llada2", (156895, 156892)),
+        ("sdar", (151669, 151643)),
+        ("sdar_moe", (151669, 151643)),
+    ],
+)
+def test_ids_that_a_released_configuration_leaves_out(family: str, ids: tuple[int, int]) -> None:
+    family_entry = FAMILIES[CONFIGS[family]["architectures"][0]]
+    fields = {name: value for name, value in CONFIGS[family].items() if not name.endswith("_token_id")}
+    config = family_entry.network.config_class.from_dict(fields | {"vocab_size": 157184})
+    spec = family_entry.spec(config, None)
+    assert (spec.mask_id, spec.eos_ids) == (ids[0], (ids[1],))
+
+
+@pytest.mark.parametrize("family", ["dream", "llada_moe"])
+@torch.no_grad()
+def test_a_head_size_of_null_is_the_usual_one(tmp_path: Path, family: str) -> None:
+    folder = write_published(tmp_path / "model", family, head_dim=None)
+    expected = about_each_token(family, Published(family)(IDS, blocks(None)))
+    torch.testing.assert_close(load_model(folder).logits(IDS), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("family", ALL)
 @torch.no_grad()
 def test_left_padding_changes_nothing(folder: Path, family: str) -> None:
@@ -157,6 +183,15 @@ def test_routing_is_no_part_of_the_loss_and_experts_agree(folder: Path, family: 
         network.set_experts_implementation("eager")
         torch.testing.assert_close(output.logits, network(input_ids=IDS).logits, atol=1e-5, rtol=1e-5)
     assert output.router_logits is None and getattr(output, "aux_loss", None) is None
+
+
+@pytest.mark.parametrize("family", EXPERTS)
+@torch.no_grad()
+def test_experts_in_float64(folder: Path, family: str) -> None:
+    """Not to 1e-10 everywhere: LLaDA2 routes in float32 whatever the weights are in, as published."""
+    found = load_model(folder, dtype="float64").logits(IDS, blocks(3))
+    expected = Published(family).double()(IDS, blocks(3))
+    torch.testing.assert_close(found, expected, atol=1e-5 if family == "llada2" else 1e-6, rtol=0)
 
 
 def test_the_padding_token_learns() -> None:
@@ -298,6 +333,17 @@ def test_an_exported_adapter_gives_the_same_logits_on_the_published_model(
     assert len(names) == len(
         {name.partition(".lora_")[0] for name in load_file(tmp_path / "exported" / "adapter_model.safetensors")}
     )
+
+
+@pytest.mark.parametrize("family", ["llada2"])
+@pytest.mark.parametrize("more", [{"use_rslora": True}, {"target_modules": ["up_proj"]}, {"lora_alpha": 3}])
+def test_the_scale_of_a_fused_adapter_stays(folder: Path, family: str, more: dict, tmp_path: Path) -> None:
+    model = perturb(load_model(folder, lora={"r": 2, **more}))
+    model.save(tmp_path / "adapter")
+    export_official(tmp_path / "adapter", tmp_path / "exported")
+    plain = PeftModel.from_pretrained(Published(family), tmp_path / "exported")
+    with torch.no_grad():
+        torch.testing.assert_close(plain(IDS, seen=blocks(3)), model.logits(IDS, blocks(3)), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llada2"])
