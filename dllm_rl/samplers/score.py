@@ -68,6 +68,20 @@ class Indifferent:
 
 
 @dataclass(frozen=True, slots=True)
+class PlannerLogit:
+    """What the model's planner head says; nothing of the tokens is read.
+
+    Source: dUltra, https://arxiv.org/abs/2512.21446; LLaDOU, https://arxiv.org/abs/2505.10446.
+    """
+
+    reads_plan: ClassVar[bool] = True
+
+    def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
+        assert proposal.plan is not None, "the loop asks the planner when the score reads it"
+        return proposal.plan
+
+
+@dataclass(frozen=True, slots=True)
 class DrawnProbability:
     """Log-probability of the token drawn, under a distribution that need not be the one it was drawn from.
 

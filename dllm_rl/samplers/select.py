@@ -15,7 +15,7 @@ from dllm_rl.diffusion import ledger
 from dllm_rl.diffusion.ledger import Bar
 from dllm_rl.samplers.canvas import NO_MEMORY, Canvas
 from dllm_rl.samplers.propose import Proposal
-from dllm_rl.samplers.quota import Quota
+from dllm_rl.samplers.quota import Constant, Quota
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class Choice:
     """When each position was taken, counted from 0, for a rule that takes one after the other."""
     memory: Mapping[str, Tensor] = field(default_factory=lambda: NO_MEMORY)
     """What the rule wants to find on the canvas at the next step, batch-first."""
+
+
+ONE = Constant(1)
 
 
 @runtime_checkable
@@ -69,6 +72,21 @@ def highest(
 
 
 @dataclass(frozen=True, slots=True)
+class Everything:
+    """Every open position; for rules that then hide again what did not hold.
+
+    Nothing is left out, so the likelihood is that of the draws alone, whatever the score.
+    """
+
+    random: ClassVar[bool] = False
+
+    def __call__(
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
+        return Choice(eligible)
+
+
+@dataclass(frozen=True, slots=True)
 class TopK:
     """The highest scores, as many as a quota says."""
 
@@ -101,23 +119,33 @@ class UniformSubset:
 
 @dataclass(frozen=True, slots=True)
 class Threshold:
-    """Every position that scores at least a probability, and the best one where none does.
+    """Every position that scores at least a probability, but no fewer than a floor and no more than a cap.
 
-    Source: Wu et al. (Fast-dLLM), https://arxiv.org/abs/2505.22618, section 3.3.
+    Source: Wu et al. (Fast-dLLM), https://arxiv.org/abs/2505.22618, section 3.3, where the floor is 1. SDAR's dynamic
+    decoding (https://arxiv.org/abs/2510.06303) has its quota for a floor, and WINO (https://arxiv.org/abs/2507.18578)
+    a share of the open positions for a cap.
     """
 
     probability: float
     """What the score, a log-probability, is compared with."""
+    floor: Quota = ONE
+    """Where fewer pass, the highest scores make up the number."""
+    cap: Quota | None = None
+    """Where more pass, the highest scores are kept."""
 
     random: ClassVar[bool] = False
 
     def __call__(
         self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
     ) -> Choice:
-        level = math.log(self.probability)
-        sure = eligible & (score >= level)
-        best = highest(score, eligible, torch.ones_like(canvas.turn))
-        forced = ~sure.any(dim=1, keepdim=True)
-        passed = ledger.below(torch.full_like(score, level))
-        bar = ledger.where(forced, ledger.weakest_chosen(score, best), passed)
-        return Choice(torch.where(forced, best, sure), bar)
+        level = torch.full_like(score, math.log(self.probability))
+        sure = (eligible & (score >= level)).sum(dim=1)
+        count = torch.maximum(sure, self.floor(canvas))
+        by_rank = count > sure
+        if self.cap is not None:
+            most = self.cap(canvas)
+            count = torch.minimum(count, most)
+            by_rank |= count == most
+        commit = highest(score, eligible, count)
+        weakest = ledger.weakest_chosen(score, commit)
+        return Choice(commit, ledger.where(by_rank[:, None], weakest, ledger.below(level)))
