@@ -80,7 +80,6 @@ class Denoiser(Protocol):
 
 
 @runtime_checkable
-@runtime_checkable
 class KeyValues(Protocol):
     """Keys and values of every column of a canvas, each as of the last forward that visited it."""
 
@@ -135,4 +134,27 @@ class PlanningDenoiser(Denoiser, Protocol):
         self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order."""
+        ...
+
+
+@runtime_checkable
+class PairwiseDenoiser(Denoiser, Protocol):
+    """A denoiser that can be told, for every pair of positions, whether one may look at the other."""
+
+    def logits_seeing(
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        sees: Bool[Tensor, "B N N"],
+        positions: Int64[Tensor, "B N"],
+    ) -> Float[Tensor, "T V"]:
+        """Float32 logits at the T true positions of `where`, in row-major order.
+
+        Args:
+            sees: [row, who looks, at whom]; nothing else is added to it.
+            positions: position ids, which several columns may share.
+
+        Raises:
+            ModelContractError: the model predicts each token from the position before, which two columns may share.
+        """
         ...

@@ -88,6 +88,25 @@ class DiffusionModel:
         inputs = self._inputs(canvas, where, attend, positions)
         return self.network(**inputs)  # type: ignore[no-any-return]
 
+    def logits_seeing(
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        sees: Bool[Tensor, "B N N"],
+        positions: Int64[Tensor, "B N"],
+    ) -> Float[Tensor, "T V"]:
+        """Logits at `where` when each position looks at those that `sees` names only; see `PairwiseDenoiser`.
+
+        Raises:
+            ModelContractError: for a model with a logit shift, or a position id that the network was not made for.
+        """
+        if self.spec.logit_shift:
+            raise ModelContractError(
+                "this model predicts a token from the position before it, which is not unique here; choose a sampler "
+                "without a shadow"
+            )
+        return self.logits_at(canvas, where, sees, positions)
+
     def open_cache(self, rows: int, columns: int) -> ColumnCache:
         """An empty cache for `logits_through`. Void once the weights change."""
         return ColumnCache.empty(rows, columns, self.device)
@@ -109,7 +128,7 @@ class DiffusionModel:
                 implementation other than sdpa and eager.
         """
         kept = refuse_mismatch(cache, canvas, refresh, where)
-        self._refuse_too_long(canvas, 1)
+        self._refuse_too_long(canvas.shape[1], 1)
         if self._bare.training:
             raise ModelContractError("the network is in training mode, where layers may ignore a cache; call eval()")
         seen = seen_positions(attend, canvas.shape, canvas.device)
@@ -214,7 +233,9 @@ class DiffusionModel:
                 f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
             )
         attend = own_pattern(attend, self.spec.block_size)
-        self._refuse_too_long(canvas, 2 if isinstance(attend, AttentionSpec) and attend.kind == "two_stream" else 1)
+        two_streams = isinstance(attend, AttentionSpec) and attend.kind == "two_stream"
+        length = canvas.shape[1] if positions is None else int(positions.max()) + 1
+        self._refuse_too_long(length, 2 if two_streams else 1)
         seen = seen_positions(attend, canvas.shape, canvas.device)
         positions = position_ids(attend, seen) if positions is None else positions
         return {
@@ -224,10 +245,10 @@ class DiffusionModel:
             "rows": self._rows(where, seen),
         }
 
-    def _refuse_too_long(self, canvas: Int[Tensor, "B N"], streams: int) -> None:
-        if canvas.shape[1] > streams * self.max_positions:
+    def _refuse_too_long(self, length: int, streams: int) -> None:
+        if length > streams * self.max_positions:
             raise ModelContractError(
-                f"the canvas is {canvas.shape[1]} positions long and the network was made for "
+                f"the canvas is {length} positions long and the network was made for "
                 f"{streams * self.max_positions}; shorten the prompt or the completion"
             )
 

@@ -180,6 +180,11 @@ class Cached:
     def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         raise ModelContractError("a planner head cannot be read through a cache; set cache to 'none'")
 
+    def shadow(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], shadowed: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, "U V"]]:
+        raise ModelContractError("a shadow cannot be cast through a cache; set cache to 'none'")
+
     def select(self, index: Int64[Tensor, " R"]) -> Cached:
         kept = torch.isin(index, self._live)
         place = torch.searchsorted(self._live, index[kept])
