@@ -49,8 +49,8 @@ class Factor:
     def _level_to_be_taken(self, score: Float[Tensor, "B L"]) -> Float[Tensor, " L+2"]:
         """The log-probability from which the n-th highest score is taken, n from 0 to L + 1.
 
-        It never falls, so those that pass are the highest. The bar is read from the same numbers, so that rounding moves
-        both alike.
+        It never falls, so those that pass are the highest. The bar is read from the same numbers, so that rounding
+        moves both alike.
         """
         n = torch.arange(score.shape[1] + 2, dtype=torch.float64, device=score.device)
         return (1 - self.factor / (n + 1)).clamp(min=0).log().to(score.dtype)

@@ -10,14 +10,22 @@ from typing import Any, get_type_hints
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.loop import Sampler
-from dllm_rl.samplers.presets.fast import FastThreshold
+from dllm_rl.samplers.presets.adaptive import Dus, KlassSampler, LocalLeapSampler
+from dllm_rl.samplers.presets.fast import FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
+from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
 from dllm_rl.samplers.presets.request import Preset, Request
 
 PRESETS: Mapping[str, type[Preset]] = {
     "llada": Llada,
     "rl": Rl,
     "threshold": FastThreshold,
+    "factor": FastFactor,
+    "klass": KlassSampler,
+    "localleap": LocalLeapSampler,
+    "dus": Dus,
+    "planner": Planner,
+    "planner_pl": PlannerPlackettLuce,
 }
 
 

@@ -2,30 +2,64 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.errors import RecipeError
+from dllm_rl.samplers.adaptive import Factor
 from dllm_rl.samplers.loop import Sampler
+from dllm_rl.samplers.presets.order import refuse_improbable, refuse_unknown_order, score_by
 from dllm_rl.samplers.presets.request import Request
-from dllm_rl.samplers.score import DrawnProbability
+from dllm_rl.samplers.quota import Constant
 from dllm_rl.samplers.select import Threshold
 
 
 @dataclass(frozen=True, slots=True)
 class FastThreshold:
-    """Every token drawn with at least a given confidence, and always the surest one.
+    """Every token with at least a given confidence, and always the surest one.
 
     Source: Wu et al. (Fast-dLLM), https://arxiv.org/abs/2505.22618, section 3.3.
     """
 
     threshold: float = 0.9
+    max_k: int | None = None
+    """At most so many tokens a step, the surest; None for any number."""
+    order: str = "drawn"
+    """Confidence is the probability of the token drawn ("drawn"), or the largest, blind to the draw ("max")."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise RecipeError(f"threshold is {self.threshold}; expected a probability above 0, at most 1")
+        refuse_improbable("threshold", self.threshold)
+        refuse_unknown_order(self.order)
+        if self.max_k is not None and self.max_k < 1:
+            raise RecipeError(f"max_k is {self.max_k}; expected at least 1, or nothing for no limit")
 
     def build(self, spec: DiffusionSpec, request: Request) -> Sampler:
         request.refuse_steps("threshold")
-        blocks = request.blocks(spec)
-        return Sampler(request.transform(spec), DrawnProbability(), Threshold(self.threshold), blocks)
+        transform = request.transform(spec)
+        cap = None if self.max_k is None else Constant(self.max_k)
+        rule = Threshold(self.threshold, cap=cap)
+        return Sampler(transform, score_by(self.order, transform), rule, request.blocks(spec))
+
+
+@dataclass(frozen=True, slots=True)
+class FastFactor:
+    """The n surest tokens, for the largest n with (n + 1) (1 - c_n) <= factor, c_n the n-th confidence; at least one.
+
+    Source: Wu et al. (Fast-dLLM), https://arxiv.org/abs/2505.22618, section 3.3. The published code also writes the one
+    token left over when all others of a block pass, sure or not: not reproduced.
+    """
+
+    factor: float = 1.0
+    order: str = "drawn"
+    """Confidence is the probability of the token drawn ("drawn"), or the largest, blind to the draw ("max")."""
+
+    def __post_init__(self) -> None:
+        refuse_unknown_order(self.order)
+        if not 0 < self.factor < math.inf:
+            raise RecipeError(f"factor is {self.factor}; expected a finite number above 0")
+
+    def build(self, spec: DiffusionSpec, request: Request) -> Sampler:
+        request.refuse_steps("factor")
+        transform = request.transform(spec)
+        return Sampler(transform, score_by(self.order, transform), Factor(self.factor), request.blocks(spec))
