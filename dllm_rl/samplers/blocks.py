@@ -61,6 +61,30 @@ def cut(gen_length: int, block_length: int | None, block_size: int | None = None
     return Blocks((length,) * (gen_length // length), aligned=block_size is not None)
 
 
+def peel(gen_length: int, steps: int, count: int) -> Blocks:
+    """Blocks of unequal lengths for steps of 1, 2, 4, ... positions and the rest: one step for each block, but for the
+    first, which has those that are left over.
+
+    Example: 128 positions, 7 steps and 4 blocks make lengths 15, 16, 32 and 65.
+
+    Source: Yang et al., https://arxiv.org/abs/2509.23924, ass_generate, which peels the largest power of 2 off the
+    right end, again and again.
+
+    Raises:
+        RecipeError: fewer positions than the steps would write, or more blocks than steps.
+    """
+    if steps < 1 or gen_length < 2**steps - 1:
+        raise RecipeError(
+            f"steps of 1, 2, 4, ... positions fill {2**steps - 1} in {steps} steps, and gen_length is {gen_length}; "
+            f"expected between 1 and {(gen_length + 1).bit_length() - 1} steps"
+        )
+    if not 1 <= count <= steps:
+        raise RecipeError(f"block_num is {count}; expected at least 1, at most one per step: {steps}")
+    first = 2 ** (steps - count + 1) - 1
+    lengths = (first, *(2**power for power in range(steps - count + 1, steps)))
+    return Blocks((*lengths[:-1], lengths[-1] + gen_length - sum(lengths)))
+
+
 def steps_per_block(steps: int | None, blocks: Blocks) -> int:
     """Each block's share of `steps`, which counts those of all blocks together; None is one per position.
 

@@ -8,7 +8,7 @@ needs the F term (`diffusion.ledger.losing_logp`).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.canvas import Canvas
 from dllm_rl.samplers.propose import Proposal
 
@@ -24,8 +25,10 @@ from dllm_rl.samplers.propose import Proposal
 class BlindScore(Protocol):
     """A number per open position that does not depend on the token drawn there."""
 
-    reads_plan: ClassVar[bool]
-    """True if it reads the planner head."""
+    @property
+    def reads_plan(self) -> bool:
+        """True if it reads the planner head."""
+        ...
 
     def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]: ...
 
@@ -45,6 +48,15 @@ EVERYTHING = Transform()
 """The full softmax at temperature 1."""
 
 
+def as_drawn(transform: Transform) -> Transform:
+    """The distribution that tokens are drawn from, for scores that read it; that of temperature 1 when they are drawn
+    greedily, since a point mass ranks nothing. Top-p and top-k stay.
+
+    Source: the confidence of Dream, https://arxiv.org/abs/2508.15487, and of SDAR, https://arxiv.org/abs/2510.06303.
+    """
+    return replace(transform, temperature=transform.temperature or 1.0)
+
+
 @dataclass(frozen=True, slots=True)
 class MaxProbability:
     """Log-probability of the likeliest token."""
@@ -55,6 +67,69 @@ class MaxProbability:
 
     def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
         return proposal.per_position(lambda logits: self.distribution.log_probs(logits).amax(dim=-1))
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """Lead of the likeliest token over the next: log(p_1 - p_2), minus infinity when the two are equal.
+
+    The logarithm, as all scores of probabilities, so that a threshold on it is one on the margin. Ranks positions like
+    the margin itself; a rule that reads more than the ranks must say which of the two it means (`Exponentiated`).
+
+    Source: Kim et al., https://arxiv.org/abs/2502.06768, section 4.1.
+    """
+
+    distribution: Transform = EVERYTHING
+
+    reads_plan: ClassVar[bool] = False
+
+    def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
+        return proposal.per_position(self._log_lead)
+
+    def _log_lead(self, logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+        first, second = self.distribution.log_probs(logits).topk(2, dim=-1).values.unbind(dim=-1)
+        return first + torch.log1p(-(second - first).exp())
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeEntropy:
+    """The entropy of the prediction with its sign turned, nats: at most 0. Not a log-probability."""
+
+    distribution: Transform = EVERYTHING
+
+    reads_plan: ClassVar[bool] = False
+
+    def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
+        return proposal.per_position(self._negative_entropy)
+
+    def _negative_entropy(self, logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+        probs = self.distribution.log_probs(logits).exp()
+        total: Tensor = torch.special.entr(probs).sum(dim=-1)
+        return -total
+
+
+@dataclass(frozen=True, slots=True)
+class Exponentiated:
+    """The number whose logarithm a score is, for rules that want a probability or a margin and not its logarithm."""
+
+    score: BlindScore
+
+    @property
+    def reads_plan(self) -> bool:
+        return self.score.reads_plan
+
+    def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
+        return self.score.of_positions(proposal, canvas).exp()
+
+
+@dataclass(frozen=True, slots=True)
+class ExponentiatedDraw:
+    """`Exponentiated`, of a score that reads the token drawn."""
+
+    score: DrawnScore
+
+    def of_tokens(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, "T V"]:
+        return self.score.of_tokens(proposal, canvas).exp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,3 +171,32 @@ class DrawnProbability:
 
     def of_tokens(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, "T V"]:
         return self.distribution.log_probs(proposal.logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Plausibility:
+    """The lower of two: how sure the network is of anything, max p, and how the token drawn compares with the likeliest
+    one, q(v) / max q. Logarithms.
+
+    For thresholds at temperatures above 0. There the probability of the token drawn hardly ever clears a threshold,
+    since it is low wherever the network has more than one good idea, and every step is left with its single best.
+
+    Source: SGLang, srt/dllm/sampling.py, which gates with min(max p, exp((l_v - l_max) / T)).
+
+    Raises:
+        RecipeError: tokens are drawn greedily; each is then the likeliest, and `MaxProbability` says the same.
+    """
+
+    drawn_from: Transform
+    """The distribution that tokens are drawn from."""
+    distribution: Transform = EVERYTHING
+    """What the largest probability is read from."""
+
+    def __post_init__(self) -> None:
+        if self.drawn_from.temperature == 0:
+            raise RecipeError("plausibility of draws asked for at temperature 0; use the largest probability instead")
+
+    def of_tokens(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, "T V"]:
+        sure = self.distribution.log_probs(proposal.logits).amax(dim=-1, keepdim=True)
+        logq = self.drawn_from.log_probs(proposal.logits)
+        return torch.minimum(sure, logq - logq.amax(dim=-1, keepdim=True))

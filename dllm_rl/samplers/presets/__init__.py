@@ -11,15 +11,32 @@ from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.loop import Sampler
 from dllm_rl.samplers.presets.adaptive import Dus, KlassSampler, LocalLeapSampler
+from dllm_rl.samplers.presets.blind import AncestralSteps, FirstHitting, LowEntropy, MaskGit, TopMargin
+from dllm_rl.samplers.presets.dream import Dream
+from dllm_rl.samplers.presets.eoser import Ass, Eoser, EoserAss
 from dllm_rl.samplers.presets.fast import FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
+from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
 from dllm_rl.samplers.presets.request import Preset, Request
+from dllm_rl.samplers.presets.sdar import Sdar
 
 PRESETS: Mapping[str, type[Preset]] = {
     "llada": Llada,
     "rl": Rl,
     "threshold": FastThreshold,
+    "ancestral": AncestralSteps,
+    "ass": Ass,
+    "dream": Dream,
+    "entropy": LowEntropy,
+    "eoser": Eoser,
+    "eoser_ass": EoserAss,
+    "first_hitting": FirstHitting,
+    "margin": TopMargin,
+    "maskgit": MaskGit,
+    "pc": Pc,
+    "pc_linear": PcLinear,
+    "sdar": Sdar,
     "factor": FastFactor,
     "klass": KlassSampler,
     "localleap": LocalLeapSampler,
