@@ -133,7 +133,7 @@ class DiffusionModel:
             raise ModelContractError("the network is in training mode, where layers may ignore a cache; call eval()")
         seen = seen_positions(attend, canvas.shape, canvas.device)
         rows = self._rows(where, seen)
-        columns = ((refresh & seen) | where).flatten().index_fill(0, rows, True).view_as(refresh)
+        columns = (refresh & seen).flatten().index_fill(0, rows, True).view_as(refresh)
         visit = Visit(kept, columns, seen, position_ids(None, seen), self.spec.block_size)
         logits = self.network(**visit.inputs(canvas, rows, self._bare))
         visit.finish()
