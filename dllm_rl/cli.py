@@ -1,11 +1,18 @@
-"""``dllm-rl run | check | show | generate | eval | export | cite``; commands import what they need when they run."""
+"""``dllm-rl run | check | show | generate | replay | eval | export | cite``.
+
+Commands import what they need when they run.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +23,8 @@ if TYPE_CHECKING:
     from dllm_rl.models.denoiser import DiffusionModel
     from dllm_rl.recipe.build import RunResult
     from dllm_rl.rollouts.engine import RolloutSettings
+    from dllm_rl.rollouts.generate_text import Completed
+    from dllm_rl.rollouts.text import Prompt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -83,15 +92,94 @@ def _cite(arguments: argparse.Namespace) -> None:
 
 
 def _generate(arguments: argparse.Namespace) -> None:
-    prompt = _prompt(arguments)
-    from dllm_rl.rollouts.generate_text import generate_text
+    prompts = [_prompt(arguments)] if arguments.prompts is None else _prompts(arguments.prompts)
+    for flag in ("trace", "html"):
+        if (path := getattr(arguments, flag)) is not None:
+            _refuse_unwritable(f"--{flag}", Path(path))
+    settings = _settings(arguments)
+    model = _model(arguments)
+    from dllm_rl.rollouts.generate_text import complete, complete_live
+    from dllm_rl.rollouts.terminal import draws_in_place
 
-    (written,) = generate_text(
-        _model(arguments), [prompt], _settings(arguments), chat=not arguments.raw, seed=arguments.seed
+    terminal, started = draws_in_place(sys.stdout), time.monotonic()
+    run = partial(complete_live, stream=sys.stdout) if terminal else complete
+    done = run(
+        model,
+        prompts,
+        settings,
+        chat=not arguments.raw,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
     )
-    print(written.completion)
-    if not written.finished:
-        print(f"dllm-rl: no end of text within --gen-length {arguments.gen_length}", file=sys.stderr)
+    seconds = time.monotonic() - started
+    _write_trace(arguments, done, model, settings)
+    _print_texts(done, as_lines=arguments.prompts is not None, terminal=terminal)
+    _print_facts(done, seconds, arguments.gen_length)
+
+
+def _write_trace(
+    arguments: argparse.Namespace, done: Completed, model: DiffusionModel, settings: RolloutSettings
+) -> None:
+    if arguments.trace is None and arguments.html is None:
+        return
+    from dllm_rl.rollouts.generate_text import trace_of_text
+    from dllm_rl.rollouts.replay import write_replay
+    from dllm_rl.rollouts.trace_file import write_trace
+
+    trace = trace_of_text(done, model, settings, name=arguments.model, seed=arguments.seed)
+    if arguments.trace is not None:
+        write_trace(Path(arguments.trace), trace)
+    if arguments.html is not None:
+        write_replay(Path(arguments.html), trace)
+
+
+def _print_texts(done: Completed, as_lines: bool, terminal: bool) -> None:
+    """The text of one prompt as it is; of a file, JSON lines that `eval --score` reads, or headed texts to look at."""
+    from dllm_rl.rollouts.view import visible
+
+    for index, row in enumerate(done.texts):
+        if terminal:
+            heading = f"--- {index}: {visible(row.prompt)[:60]}\n" if as_lines else ""
+            print(heading + visible(row.completion, keep="\n\t"))  # nothing a model writes may steer the terminal
+        elif as_lines:
+            print(json.dumps({"index": index, **asdict(row)}, ensure_ascii=False))
+        else:
+            print(row.completion)
+
+
+def _print_facts(done: Completed, seconds: float, gen_length: int) -> None:
+    """On stderr, so that the text is all there is on stdout."""
+    from dllm_rl.diffusion.trajectory import Op
+
+    tokens, forwards = int((done.trajectory.events.op == Op.WRITE).sum()), sum(done.trajectory.nfe)
+    rate = f"{tokens / forwards:.2f} tokens per forward, " if forwards else ""
+    facts = f"{tokens} tokens written in {forwards} forwards, {rate}{seconds:.1f} s"
+    if endless := sum(not row.finished for row in done.texts):
+        which = "" if len(done.texts) == 1 else f" in {endless} of {len(done.texts)} rows"
+        facts += f"; no end of text within --gen-length {gen_length}{which}"
+    print(f"dllm-rl: {facts}", file=sys.stderr)
+
+
+def _prompts(path: str) -> list[Prompt]:
+    """The column `prompt` of a file: texts or chat messages."""
+    from dllm_rl.rollouts.rows import read_rows
+
+    rows = read_rows(path)
+    for index, row in enumerate(rows):
+        if not row.get("prompt"):
+            columns = ", ".join(row) or "no columns"
+            raise RecipeError(f"--prompts {path}: row {index} has {columns}; expected a prompt that is not empty")
+    return [row["prompt"] for row in rows]
+
+
+def _replay(arguments: argparse.Namespace) -> None:
+    from dllm_rl.rollouts.replay import write_replay
+    from dllm_rl.rollouts.trace_file import read_trace
+
+    trace, out = read_trace(Path(arguments.trace)), Path(arguments.out)
+    _refuse_unwritable("-o", out)
+    write_replay(out, trace)
+    print(f"{out}: {len(trace.rows)} rows of {trace.gen_length} tokens, to be opened in a browser")
 
 
 def _prompt(arguments: argparse.Namespace) -> str:
@@ -125,8 +213,10 @@ def _device(arguments: argparse.Namespace) -> str:
 def _settings(arguments: argparse.Namespace) -> RolloutSettings:
     from dllm_rl.recipe.yaml12 import parse
     from dllm_rl.rollouts.engine import RolloutSettings
+    from dllm_rl.samplers.presets import preset
 
-    options = _pairs("--option", arguments.option)
+    options = {key: parse(value, f"--option {key}") for key, value in _pairs("--option", arguments.option).items()}
+    preset(arguments.sampler, options)  # tells of a mistake before a model is loaded
     return RolloutSettings(
         sampler=arguments.sampler,
         gen_length=arguments.gen_length,
@@ -134,7 +224,11 @@ def _settings(arguments: argparse.Namespace) -> RolloutSettings:
         block_length=arguments.block_length,
         temperature=arguments.temperature,
         cfg_scale=arguments.cfg_scale,
-        options={key: parse(value, f"--option {key}") for key, value in options.items()},
+        top_p=arguments.top_p,
+        top_k=arguments.top_k,
+        stop_at_eos=arguments.stop_at_eos,
+        cache=arguments.cache,
+        options=options,
     )
 
 
@@ -147,7 +241,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     if arguments.out is not None and len(tasks) > 1:
         raise RecipeError(f"--out {arguments.out}: takes the records of one task, and --tasks names {len(tasks)}")
     if arguments.out is not None:
-        _refuse_unwritable(Path(arguments.out))
+        _refuse_unwritable("--out", Path(arguments.out))
     results = _answer(arguments, tasks, data) if arguments.score is None else _score(arguments, tasks, data)
     for task, result in results.items():
         print(f"{task}: accuracy {result.accuracy:.4f} +- {result.std_error:.4f} (n {result.n})")
@@ -157,13 +251,13 @@ def _eval(arguments: argparse.Namespace) -> None:
             write_records(Path(arguments.out), result.records)
 
 
-def _refuse_unwritable(out: Path) -> None:
+def _refuse_unwritable(flag: str, out: Path) -> None:
     """Before the model answers, not after: hours of records are not to be lost."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.open("a", encoding="utf-8").close()
     except OSError as error:
-        raise RecipeError(f"--out {out}: cannot be written: {error}") from error
+        raise RecipeError(f"{flag} {out}: cannot be written: {error}") from error
 
 
 def _score(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
@@ -232,7 +326,10 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("overrides", metavar="KEY.PATH=VALUE", nargs="*", help="changes, such as train.max_steps=10")
         if name == "show":
             added.add_argument("--format", choices=("yaml", "json"), default="yaml")
-    _add_generate(command("generate", _generate, "complete a prompt"))
+    _add_generate(command("generate", _generate, "complete prompts, and watch it happen"))
+    replay = command("replay", _replay, "make a page that replays a trace")
+    replay.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
+    replay.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
     _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
@@ -248,7 +345,13 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
     prompt.add_argument("--prompt-file", metavar="FILE", help="a text file that is the prompt")
+    prompt.add_argument(
+        "--prompts", metavar="FILE", help="a .jsonl file (or .json, .csv, .parquet) with a prompt a row"
+    )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
+    parser.add_argument("--batch-size", type=int, default=64, help="prompts per forward (default: %(default)s)")
+    parser.add_argument("--trace", metavar="FILE", help="write everything that happened, as JSON")
+    parser.add_argument("--html", metavar="FILE", help="write a page that replays it")
     _add_sampling(parser)
 
 
@@ -272,6 +375,10 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")
     parser.add_argument("--cfg-scale", type=float, default=0.0, help="classifier-free guidance (default: none)")
+    parser.add_argument("--top-p", type=float, help="draw from the most probable tokens of this mass (default: all)")
+    parser.add_argument("--top-k", type=int, help="draw from this many of the most probable tokens (default: all)")
+    parser.add_argument("--stop-at-eos", action="store_true", help="finish with the block that holds an end of text")
+    parser.add_argument("--cache", default="none", help="of keys and values (default: %(default)s)")
     parser.add_argument("--option", metavar="KEY=VALUE", action="append", default=[], help="of the preset; repeatable")
     parser.add_argument("--seed", type=int, default=0, help="of every draw (default: %(default)s)")
     parser.add_argument("--dtype", default="auto", help="of the weights (default: the checkpoint's)")

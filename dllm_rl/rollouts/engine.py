@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -16,10 +17,13 @@ from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.samplers.cache import make_policy
-from dllm_rl.samplers.canvas import refuse_overlong
+from dllm_rl.samplers.canvas import Canvas, refuse_overlong
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
+
+WatchRows = Callable[[Sequence[int], int, Canvas], None]
+"""Looks on at a batch: called with the numbers of its prompts, the forwards done and the canvas; see `loop.Watch`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +110,13 @@ class LocalEngine:
         exact_network = self.policy is None or self.policy.exact
         return exact_network and self.sampler.exactness != "none"
 
-    def generate(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"], update: int = 0) -> Trajectory:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Int64[Tensor, " B"],
+        update: int = 0,
+        watch: WatchRows | None = None,
+    ) -> Trajectory:
         """Write one completion per prompt, in the order of the prompts. See `RolloutEngine`.
 
         Raises:
@@ -120,7 +130,13 @@ class LocalEngine:
         with evaluating(self.model.network):
             parts = [
                 rollout(
-                    self.model, [prompts[row] for row in rows], self.sampler, keys[rows], update, policy=self.policy
+                    self.model,
+                    [prompts[row] for row in rows],
+                    self.sampler,
+                    keys[rows],
+                    update,
+                    policy=self.policy,
+                    watch=None if watch is None else partial(watch, rows),
                 )
                 for rows in (by_length[start : start + size] for start in range(0, len(prompts), size))
             ]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TextIO
 
 import torch
 
 from dllm_rl import rng
+from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError, ModelContractError
 from dllm_rl.models.denoiser import DiffusionModel
-from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt
+from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings, WatchRows
+from dllm_rl.rollouts.terminal import Live, Painter, glyphs_of
+from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt, prompt_text, token_text
+from dllm_rl.rollouts.trace import SamplerFacts, Trace, token_ids, trace_of
+from dllm_rl.rollouts.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +33,45 @@ class GeneratedText:
     """Network evaluations it took."""
 
 
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """Texts and how they came to be."""
+
+    texts: list[GeneratedText]
+    trajectory: Trajectory
+    blocks: list[list[int]]
+    """Of each row, the lengths of its blocks."""
+
+
 def generate_text(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     settings: RolloutSettings,
     *,
     chat: bool = True,
     seed: int = 0,
     batch_size: int | None = None,
 ) -> list[GeneratedText]:
-    """Generate a completion for each prompt.
+    """Generate a completion for each prompt. See `complete`."""
+    return complete(model, prompts, settings, chat=chat, seed=seed, batch_size=batch_size).texts
+
+
+def complete(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    *,
+    chat: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+    watch: WatchRows | None = None,
+) -> Completed:
+    """Generate a completion for each prompt, and keep what happened.
 
     Args:
-        chat: give each prompt to the tokenizer's chat template as a user's message; False continues the text as it is.
+        prompts: texts or chat messages.
+        chat: give each prompt to the tokenizer's chat template, a text as a user's message; False continues the text as
+            it is.
 
     Raises:
         DataError: a prompt is empty.
@@ -51,14 +82,70 @@ def generate_text(
     if chat and not tokenizer.chat_template:
         raise ModelContractError("the tokenizer has no chat template; pass chat=False to continue the text as it is")
     ids = [encode_prompt(tokenizer, _turn(row, prompt, chat)) for row, prompt in enumerate(prompts)]
-    keys = rng.sample_keys(seed, torch.arange(len(prompts)))
-    out = LocalEngine(model, settings, batch_size).generate(ids, keys)
-    texts = [decode(tokens) for tokens in out.completions]
-    rows = zip(prompts, texts, out.finished.tolist(), out.nfe, strict=True)
-    return [GeneratedText(prompt, text, finished, forwards) for prompt, text, finished, forwards in rows]
+    engine = LocalEngine(model, settings, batch_size)
+    out = engine.generate(ids, rng.sample_keys(seed, torch.arange(len(prompts))), watch=watch)
+    rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), out.nfe, strict=True)
+    blocks = [row.unique_consecutive(return_counts=True)[1].tolist() for row in engine.sampler.blocks.layout(ids)]
+    return Completed([GeneratedText(*row) for row in rows], out, blocks)
 
 
-def _turn(row: int, prompt: str, chat: bool) -> Prompt:
-    if not prompt.strip():
+def complete_live(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    settings: RolloutSettings,
+    stream: TextIO,
+    *,
+    chat: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> Completed:
+    """As `complete`, with the canvases drawn on the terminal `stream` while they are denoised.
+
+    The last state of a single prompt stays on the screen; of several nothing does.
+    """
+    decode_until_eos(model)  # no tokenizer, no view
+    texts = [prompt_text(prompt) for prompt in prompts]
+
+    def view(rows: Sequence[int]) -> View:
+        text = partial(token_text, model.tokenizer)
+        return View(text, model.spec.eos_ids, [texts[row] for row in rows], rows, glyphs_of(stream))
+
+    with Painter(stream) as painter:
+        live = Live(painter, view)
+        done = complete(model, prompts, settings, chat=chat, seed=seed, batch_size=batch_size, watch=live)
+        live.finish(keep=len(prompts) == 1)
+    return done
+
+
+def trace_of_text(done: Completed, model: DiffusionModel, settings: RolloutSettings, *, name: str, seed: int) -> Trace:
+    """What is to be written about a rollout.
+
+    Args:
+        name: the model as the user named it.
+    """
+    return trace_of(
+        done.trajectory,
+        model=name,
+        sampler=SamplerFacts(
+            name=settings.sampler,
+            gen_length=settings.gen_length,
+            steps=settings.steps,
+            block_length=settings.block_length,
+            temperature=settings.temperature,
+            cfg_scale=settings.cfg_scale,
+            stop_at_eos=settings.stop_at_eos,
+            cache=settings.cache,
+            options=dict(settings.options),
+        ),
+        seed=seed,
+        prompt_texts=[row.prompt for row in done.texts],
+        completions=[row.completion for row in done.texts],
+        texts={token: token_text(model.tokenizer, token) for token in token_ids(done.trajectory)},
+        blocks=done.blocks,
+    )
+
+
+def _turn(row: int, prompt: Prompt, chat: bool) -> Prompt:
+    if not prompt_text(prompt).strip():
         raise DataError(f"prompt {row} is empty; expected some text")
-    return [{"role": "user", "content": prompt}] if chat else prompt
+    return [{"role": "user", "content": prompt}] if chat and isinstance(prompt, str) else prompt

@@ -33,6 +33,11 @@ def prompt_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(message["content"] for message in prompt)
 
 
+def token_text(tokenizer: Any, token: int) -> str:
+    """What one id stands for, special tokens included; a replacement character where it is a part of a letter."""
+    return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 def decode_until_eos(model: DiffusionModel) -> Callable[[Sequence[int]], str]:
     """A decoder of a model's completions: text up to the first end-of-text id, without special tokens.
 
