@@ -66,7 +66,8 @@ def test_gradients_equal_the_published_code(golden: Path, numbers: dict[str, tor
     ours = {published_name(name): parameter.grad for name, parameter in model.network.named_parameters()}
     assert set(ours) == set(published)
     for name, gradient in published.items():
-        torch.testing.assert_close(ours[name], gradient, atol=1e-6, rtol=1e-4)
+        # Gradients here are up to 0.1; CPUs that sum float32 in another order differ by 1.2e-6.
+        torch.testing.assert_close(ours[name], gradient, atol=3e-6, rtol=1e-4)
 
 
 LEAVES = {
