@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dllm_rl.models.denoiser import DiffusionModel
     from dllm_rl.recipe.build import RunResult
     from dllm_rl.rollouts.engine import RolloutSettings
-    from dllm_rl.rollouts.generate_text import Completed
+    from dllm_rl.rollouts.generate_text import Completed, GeneratedText
     from dllm_rl.rollouts.text import Prompt
 
 
@@ -113,7 +113,7 @@ def _generate(arguments: argparse.Namespace) -> None:
     )
     seconds = time.monotonic() - started
     _write_trace(arguments, done, model, settings)
-    _print_texts(done, as_lines=arguments.prompts is not None, terminal=terminal)
+    _print_texts(done.texts, as_lines=arguments.prompts is not None, terminal=terminal)
     _print_facts(done, seconds, arguments.gen_length)
 
 
@@ -133,11 +133,11 @@ def _write_trace(
         write_replay(Path(arguments.html), trace)
 
 
-def _print_texts(done: Completed, as_lines: bool, terminal: bool) -> None:
+def _print_texts(texts: Sequence[GeneratedText], as_lines: bool, terminal: bool) -> None:
     """The text of one prompt as it is; of a file, JSON lines that `eval --score` reads, or headed texts to look at."""
     from dllm_rl.rollouts.view import visible
 
-    for index, row in enumerate(done.texts):
+    for index, row in enumerate(texts):
         if terminal:
             heading = f"--- {index}: {visible(row.prompt)[:60]}\n" if as_lines else ""
             print(heading + visible(row.completion, keep="\n\t"))  # nothing a model writes may steer the terminal
@@ -169,7 +169,18 @@ def _prompts(path: str) -> list[Prompt]:
         if not row.get("prompt"):
             columns = ", ".join(row) or "no columns"
             raise RecipeError(f"--prompts {path}: row {index} has {columns}; expected a prompt that is not empty")
+        if not isinstance(row["prompt"], str) and not _are_messages(row["prompt"]):
+            raise RecipeError(
+                f"--prompts {path}: row {index}: prompt is {str(row['prompt'])[:80]}; expected text, or messages with "
+                "role and content"
+            )
     return [row["prompt"] for row in rows]
+
+
+def _are_messages(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(part, dict) and all(isinstance(part.get(key), str) for key in ("role", "content")) for part in value
+    )
 
 
 def _replay(arguments: argparse.Namespace) -> None:

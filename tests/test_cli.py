@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 
 import dllm_rl
-from dllm_rl.cli import main
+from dllm_rl.cli import _print_texts, main
+from dllm_rl.rollouts.generate_text import GeneratedText
+from dllm_rl.rollouts.trace_file import read_trace
+from tests.rollouts.screens import Screen, shown
 
 ROOT = Path(__file__).resolve().parents[1]
+WEIGHTS = str(ROOT / "recipes/weights/arithmetic")
 SHORT = ["--gen-length", "8", "--steps", "4", "--device", "cpu"]
 
 
@@ -65,9 +71,155 @@ def test_generate_prints_what_the_library_generates(
         assert capsys.readouterr().out == text + "\n"
 
 
-def test_generate_refuses_what_the_preset_does_not_know(capsys: pytest.CaptureFixture[str], folder: str) -> None:
-    assert "lada" in refusal(capsys, "generate", folder, "--prompt", "1", *SHORT, "--sampler", "lada")
-    assert "expected key=value" in refusal(capsys, "generate", folder, "--prompt", "1", *SHORT, "--option", "remasking")
+def test_generate_refuses_what_the_preset_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a model is looked for."""
+    sampler = refusal(capsys, "generate", "no/model", "--prompt", "1", "--sampler", "lada")
+    assert "no sampler is called 'lada'; did you mean 'llada'?" in sampler
+    option = refusal(capsys, "generate", "no/model", "--prompt", "1", "--option", "remaskin=random")
+    assert "no option 'remaskin'; did you mean 'remasking'?" in option
+    assert "expected key=value" in refusal(capsys, "generate", "no/model", "--prompt", "1", "--option", "remasking")
+
+
+def test_generate_refuses_a_folder_that_is_not_there(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    message = refusal(capsys, "generate", tmp_path / "none", "--prompt", "1")
+    assert f"there is no folder {tmp_path / 'none'}" in message
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "one of the arguments --prompt --prompt-file --prompts is required"),
+        (["--prompt", "1", "--prompts", "x.jsonl"], "--prompts: not allowed with argument --prompt"),
+    ],
+)
+def test_generate_takes_its_prompts_from_one_place(
+    capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["generate", "no/model", *flags])
+    assert left.value.code == 2 and message in capsys.readouterr().err
+
+
+def jsonl(file: Path, *rows: object) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def test_generate_refuses_a_file_without_prompts(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", {"prompt": "1"}, {"question": "2", "answer": 3})
+    wrong = refusal(capsys, "generate", "no/model", "--prompts", rows)
+    assert f"--prompts {rows}: row 1 has question, answer; expected a prompt that is not empty" in wrong
+    assert "row 0 has prompt" in refusal(capsys, "generate", "no/model", "--prompts", jsonl(rows, {"prompt": ""}))
+    for prompt in (3, ["1"], [{"role": "user"}], {"role": "user", "content": "1"}):
+        wrong = refusal(capsys, "generate", "no/model", "--prompts", jsonl(rows, {"prompt": prompt}))
+        assert f"row 0: prompt is {prompt}; expected text, or messages with role and content" in wrong
+    assert "no file" in refusal(capsys, "generate", "no/model", "--prompts", tmp_path / "none.jsonl")
+
+
+@pytest.mark.parametrize("flag", ["--trace", "--html"])
+def test_generate_finds_out_first_whether_it_can_write(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, flag: str
+) -> None:
+    assert f"{flag} {tmp_path}: cannot be written" in refusal(
+        capsys, "generate", "no/model", "--prompt", "1", flag, tmp_path
+    )
+
+
+def test_without_a_terminal_the_text_is_all_there_is_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["generate", WEIGHTS, "--prompt", "123+459=", "--gen-length", "6", "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out == "0572\n"
+    facts = r"dllm-rl: 6 tokens written in 6 forwards, 1.00 tokens per forward, \d+\.\d s"
+    assert re.fullmatch(facts, err.strip().split("\n")[-1])
+
+
+def test_completions_of_a_file_are_lines_that_eval_scores(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "123+459="}]
+    rows = jsonl(tmp_path / "rows.jsonl", {"prompt": "1+2="}, {"prompt": chat}, {"prompt": "700+81="})
+    command = ["generate", WEIGHTS, "--prompts", str(rows), "--gen-length", "6", "--device", "cpu"]
+    assert main([*command, "--batch-size", "2"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["index"] for line in lines] == [0, 1, 2]
+    assert [line["prompt"] for line in lines] == ["1+2=", "123+459=", "700+81="]
+    assert lines[1]["completion"] == "0572" and lines[1]["finished"] and lines[1]["forwards"] == 6
+    assert main(command) == 0
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == lines
+    gold = jsonl(tmp_path / "gold.jsonl", *({"question": "", "answer": f"#### {n}"} for n in (0, 572, 0)))
+    (tmp_path / "written.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    score = ["eval", "--score", str(tmp_path / "written.jsonl"), "--tasks", "gsm8k", "--data", f"gsm8k={gold}"]
+    assert main(score) == 0 and "(n 3)" in capsys.readouterr().out
+
+
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """From here on standard output is a terminal of 100 columns without colours."""
+    for name, value in {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": "100", "LINES": "30"}.items():
+        monkeypatch.setenv(name, value)
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    return screen
+
+
+def test_on_a_terminal_the_canvas_is_drawn_and_its_last_state_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    assert main(["generate", WEIGHTS, "--prompt", "123+459=", "--gen-length", "6", "--device", "cpu"]) == 0
+    prompt, canvas, status, text, rest = shown(screen.getvalue())
+    assert (prompt, canvas, text, rest) == ("123+459=", "0572∎0", "0572", "")
+    assert re.fullmatch(r"step 6 · 6/6 tokens · 1.00 tokens/forward · \d+\.\d s · 6 forwards +p 0 ▆{6} 1", status)
+    frame, *_ = screen.getvalue().split("\x1b[J")
+    assert shown(frame)[1] == "······" and screen.getvalue().endswith("\x1b[?25h0572\n")
+
+
+def test_on_a_terminal_several_prompts_leave_their_texts_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    screen = terminal(monkeypatch)
+    rows = jsonl(tmp_path / "rows.jsonl", {"prompt": "123+459="}, {"prompt": "700+81="})
+    assert main(["generate", WEIGHTS, "--prompts", str(rows), "--gen-length", "6", "--device", "cpu"]) == 0
+    assert shown(screen.getvalue()) == ["--- 0: 123+459=", "0572", "--- 1: 700+81=", "07513", ""]
+    frame, *_ = screen.getvalue().split("\x1b[J")
+    assert shown(frame)[:2] == ["0 ······", "1 ······"]
+
+
+def test_nothing_a_model_writes_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = terminal(monkeypatch)
+    trouble = GeneratedText("p\x1b[2J", "a\x1b]0;title\x07\n\tb", finished=True, forwards=1)
+    _print_texts([trouble], as_lines=True, terminal=True)
+    assert screen.getvalue() == "--- 0: p<1B>[2J\na<1B>]0;title<07>\n\tb\n"
+
+
+def test_a_trace_replays_what_was_generated(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = jsonl(tmp_path / "rows.jsonl", {"prompt": "1+2="}, {"prompt": "123+459="})
+    flags = ["--gen-length", "6", "--block-length", "3", "--temperature", "1", "--seed", "5", "--device", "cpu"]
+    files = ["--trace", str(tmp_path / "new/trace.json"), "--html", str(tmp_path / "new/page.html")]
+    assert main(["generate", WEIGHTS, "--prompts", str(rows), *flags, *files, "--option", "remasking=random"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    trace = read_trace(tmp_path / "new/trace.json")
+    model = dllm_rl.load_model(WEIGHTS)
+    ids = [model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("1+2=", "123+459=")]
+    settings = {"gen_length": 6, "block_length": 3, "temperature": 1.0, "seed": 5, "remasking": "random"}
+    out = dllm_rl.generate(model, ids, **settings)
+    back = trace.trajectory()
+    assert back.completions == out.completions and back.prompts == ids and back.nfe == out.nfe
+    torch.testing.assert_close(back.behaviour_logp, out.behaviour_logp, rtol=0, atol=1e-4)
+    assert trace.model == WEIGHTS and trace.seed == 5 and trace.sampler.options == {"remasking": "random"}
+    assert [row.blocks for row in trace.rows] == [[3, 3], [3, 3]]
+    assert [row.completion for row in trace.rows] == [line["completion"] for line in lines]
+    for row, line in zip(out.completions, lines, strict=True):
+        whole = "".join(trace.texts[str(token)] for token in row)
+        assert whole.split("<|endoftext|>")[0] == line["completion"]
+
+    again = tmp_path / "again/page.html"
+    assert main(["replay", str(tmp_path / "new/trace.json"), "-o", str(again)]) == 0
+    assert capsys.readouterr().out == f"{again}: 2 rows of 6 tokens, to be opened in a browser\n"
+    assert again.read_text(encoding="utf-8") == (tmp_path / "new/page.html").read_text(encoding="utf-8")
+
+
+def test_replay_tells_a_mistake_in_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    assert "no trace" in refusal(capsys, "replay", tmp_path / "none.json", "-o", out)
+    (tmp_path / "rows.json").write_text("[1]", encoding="utf-8")
+    assert "not a trace" in refusal(capsys, "replay", tmp_path / "rows.json", "-o", out)
+    assert not out.exists()
 
 
 def test_eval_answers_and_its_records_score_the_same(

@@ -104,9 +104,13 @@ class Live:
 
     def __call__(self, rows: Sequence[int], step: int, canvas: Canvas) -> None:
         """One step was made: `canvas` holds the prompts number `rows`."""
-        tokens, hidden, logp = (part.cpu() for part in (canvas.completion, canvas.hidden, canvas.logp))
+        order = sorted(range(len(rows)), key=lambda place: rows[place])  # a batch may hold its prompts in any
+        tokens, hidden, logp = (part.cpu()[order] for part in (canvas.completion, canvas.hidden, canvas.logp))
         if step == 0 or self._frame is None:
-            self._view, self._frame = self._make_view(rows), Frame.start(tokens, hidden, logp)
+            self._view, self._frame = (
+                self._make_view([rows[place] for place in order]),
+                Frame.start(tokens, hidden, logp),
+            )
         else:
             self._frame = self._frame.next(step, tokens, hidden, logp, int(canvas.forwards.sum()))
         if self._clock() - self._drawn >= self._interval:

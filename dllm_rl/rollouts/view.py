@@ -5,6 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from math import exp, isnan
 
 import torch
@@ -303,4 +304,6 @@ def _pieces(cell: Cell, width: int) -> Iterator[Cell]:
 
 
 def _styled(cells: Sequence[Cell]) -> Text:
-    return Text.assemble(*((cell.text, cell.style) for cell in cells))
+    """Neighbours of one style share its codes, of which a canvas of masks would otherwise have thousands."""
+    runs = groupby(cells, key=lambda cell: cell.style)
+    return Text.assemble(*(("".join(cell.text for cell in run), style) for style, run in runs))

@@ -15,6 +15,7 @@ from rich.console import Console
 from dllm_rl.rollouts.terminal import Live, Painter, draws_in_place, glyphs_of
 from dllm_rl.rollouts.view import ASCII, DIM, Cell, Frame, View, probability_style, visible, wrapped
 from dllm_rl.samplers.canvas import Canvas
+from tests.rollouts.screens import Screen, shown
 
 NAN, EOS, MASK = math.nan, 98, 99
 TEXTS = {0: "one", 1: " two", 2: "three\n", 3: "日本", 4: "\x1b[2J", 5: "[bold]", 6: "a" * 30}
@@ -180,13 +181,6 @@ def test_signs_fall_back_where_the_terminal_has_no_unicode() -> None:
     assert all(len(part) == 1 and part.isascii() for part in (ASCII.mask, ASCII.end, ASCII.newline, ASCII.more))
 
 
-class Screen(io.StringIO):
-    """A stream that says it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
 def test_only_a_terminal_that_moves_its_cursor_is_drawn_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     assert draws_in_place(Screen()) and not draws_in_place(io.StringIO())
@@ -211,6 +205,21 @@ def test_a_frame_is_drawn_over_the_one_before() -> None:
         "\r\x1b[1Aprompt\x1b[K\n···\x1b[K\x1b[J"
         "\n\x1b[?25h"
     )  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    canvases=st.lists(st.lists(st.sampled_from([*TEXTS, EOS, MASK]), min_size=12, max_size=12), min_size=1, max_size=5)
+)
+def test_only_the_last_frame_stands_on_the_screen(canvases: list[list[int]]) -> None:
+    brush, screen = painter(width=20)
+    screen.write("before\n")
+    for count in range(1, len(canvases) + 1):
+        lines = view().lines(frame_of(*([canvas] for canvas in canvases[:count])), 19, 30, 0.0)
+        brush.paint(lines)
+    assert shown(screen.getvalue()) == ["before", *(line.plain for line in lines)]
+    brush.erase()
+    assert shown(screen.getvalue()) == ["before", ""]
 
 
 def test_a_terminal_made_narrower_has_folded_what_was_drawn() -> None:
@@ -272,6 +281,7 @@ def test_a_live_view_draws_seldom_but_misses_nothing() -> None:
 def test_a_live_view_of_several_prompts_leaves_nothing_behind() -> None:
     brush, screen = painter(width=80)
     live = Live(brush, lambda rows: view(len(rows)))
-    live([1, 0], 0, canvas_of([[MASK], [MASK]], 0))
+    live([1, 0], 0, canvas_of([[0], [MASK]], 0))
+    assert shown(screen.getvalue())[:2] == ["0 ·", "1 one"]  # in the order of the prompts
     live.finish(keep=False)
     assert screen.getvalue().endswith("\r\x1b[2A\x1b[J")

@@ -27,9 +27,10 @@ def files(folder: str, pattern: str) -> set[str]:
     return {str(file.relative_to(ROOT)) for file in (ROOT / folder).rglob(pattern) if "__pycache__" not in file.parts}
 
 
-def test_it_holds_every_module_and_the_type_marker(wheel: Path) -> None:
+def test_it_holds_every_module_the_page_and_the_type_marker(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert files("dllm_rl", "*.py") | {"dllm_rl/py.typed"} <= names
+    assert files("dllm_rl", "*.py") | files("dllm_rl", "*.html") | {"dllm_rl/py.typed"} <= names
+    assert "dllm_rl/rollouts/replay.html" in names
 
 
 def test_it_ships_recipes_rewards_and_tasks(wheel: Path) -> None:
