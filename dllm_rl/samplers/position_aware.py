@@ -126,7 +126,7 @@ class PositionAware:
 
     def of_tokens(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, "T V"]:
         score = log_calibrated(self.distribution.log_probs(proposal.logits), self.background, self.ceiling)
-        return score - self.decay * proposal.index[:, None]
+        return score - self.decay * proposal.index[:, None].to(score.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +166,8 @@ class LinearPosition:
     def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
         scaled = _scaled_by_row(proposal.per_position(self._calibrated), proposal.row, len(canvas.keys))
         length = (canvas.block_of == canvas.block[:, None]).sum(dim=1)[proposal.row]
-        place = proposal.index - canvas.block_start[proposal.row]
-        return (1 - self.weight) * scaled + self.weight * (length - place) / length
+        left = length - (proposal.index - canvas.block_start[proposal.row])
+        return (1 - self.weight) * scaled + self.weight * left.to(scaled.dtype) / length
 
     def _calibrated(self, logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
         likeliest = self.permitted.permitted(logits).argmax(dim=-1, keepdim=True)

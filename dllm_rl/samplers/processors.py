@@ -49,8 +49,9 @@ class LinearRise:
 
     def __call__(self, canvas: Canvas) -> Float64[Tensor, " B"]:
         last = self.steps - 1
-        share = canvas.forwards.clamp(max=last) / last if last else torch.ones_like(canvas.forwards)
-        return self.low + (self.high - self.low) * share.to(torch.float64)
+        done = canvas.forwards.to(torch.float64).clamp(max=last)
+        share = done / last if last else torch.ones_like(done)
+        return self.low + (self.high - self.low) * share
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,9 @@ class LikelyEndsLast:
         return self.score.reads_plan
 
     def of_positions(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, " T"]:
-        likeliest = proposal.per_position(lambda logits: self.distribution.permitted(logits).argmax(dim=-1))
-        ends = torch.isin(likeliest, torch.tensor(self.ids, device=likeliest.device))
-        return self.score.of_positions(proposal, canvas).masked_fill(ends, float("-inf"))
+        return self.score.of_positions(proposal, canvas) + proposal.per_position(self._handicap)
+
+    def _handicap(self, logits: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:
+        likeliest = self.distribution.permitted(logits).argmax(dim=-1)
+        ends = torch.isin(likeliest, torch.tensor(self.ids, device=logits.device))
+        return torch.zeros_like(logits[:, 0]).masked_fill(ends, float("-inf"))
