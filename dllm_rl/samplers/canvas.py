@@ -17,6 +17,8 @@ from dllm_rl.errors import DataError
 
 OWN_WAY = ("attend", "memory")
 """Fields of a canvas that are no tensor, or may be none."""
+Template = Sequence[int | None]
+"""A completion partly given: a token id, or None where one is to be written."""
 NO_MEMORY: Mapping[str, Tensor] = MappingProxyType({})
 
 
@@ -177,7 +179,7 @@ def blank_canvas(
     prompts: Sequence[Sequence[int]],
     block_of: Int64[Tensor, "B L"],
     keys: Int64[Tensor, " B"],
-    fixed: Sequence[Sequence[int | None]] | None = None,
+    fixed: Sequence[Template] | None = None,
 ) -> Canvas:
     """Prompts followed by hidden positions, before the first block is opened.
 
@@ -190,7 +192,7 @@ def blank_canvas(
     rows, length = block_of.shape
     refuse_overlong(denoiser, prompts, length)
     spec, device = denoiser.spec, denoiser.device
-    given = [[None] * length] * rows if fixed is None else _templates(fixed, rows, length)
+    given = templates_of(denoiser, fixed, rows, length)
     filled = [[spec.mask_id if token is None else token for token in row] for row in given]
     pad_id = spec.eos_ids[0] if spec.eos_ids else spec.mask_id
     sequences = sequences_from_ids(prompts, filled, pad_id, device)
@@ -214,7 +216,16 @@ def blank_canvas(
     )
 
 
-def _templates(fixed: Sequence[Sequence[int | None]], rows: int, length: int) -> list[list[int | None]]:
+def templates_of(
+    denoiser: Denoiser, fixed: Sequence[Template] | None, rows: int, length: int
+) -> list[list[int | None]]:
+    """One template per row, nothing given if there are none.
+
+    Raises:
+        DataError: not one template per row, one of another length, or with something that cannot be given.
+    """
+    if fixed is None:
+        return [[None] * length] * rows
     if len(fixed) != rows:
         raise DataError(f"{len(fixed)} templates of fixed tokens for {rows} prompts; expected one per prompt")
     for row, template in enumerate(fixed):
@@ -223,4 +234,15 @@ def _templates(fixed: Sequence[Sequence[int | None]], rows: int, length: int) ->
                 f"the template of prompt {row} has {len(template)} places for {length} positions; "
                 "expected one per position, None where a token is to be written"
             )
+        for position, token in enumerate(template):
+            _refuse_token(token, denoiser.spec.mask_id, f"the template of prompt {row} gives", position)
     return [list(template) for template in fixed]
+
+
+def _refuse_token(token: int | None, mask_id: int, where: str, position: int) -> None:
+    if token is None:
+        return
+    if token < 0:
+        raise DataError(f"{where} {token!r} at position {position}; expected a token id, or None where one is written")
+    if token == mask_id:
+        raise DataError(f"{where} the mask id {token} at position {position}; expected None where a token is written")

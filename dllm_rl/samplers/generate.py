@@ -14,14 +14,11 @@ from dllm_rl.diffusion.denoiser import CachingDenoiser, Denoiser
 from dllm_rl.diffusion.trajectory import Exactness, Trajectory
 from dllm_rl.errors import DataError, ModelContractError
 from dllm_rl.samplers.cache import Cached, CachePolicy, make_policy
-from dllm_rl.samplers.canvas import Canvas, blank_canvas
+from dllm_rl.samplers.canvas import Canvas, Template, blank_canvas
 from dllm_rl.samplers.loop import Sampler, State, Watch, run, start
 from dllm_rl.samplers.network import Exact
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
-
-Template = Sequence[int | None]
-"""A completion partly given: a token id, or None where one is to be written."""
 
 
 def generate(
@@ -60,7 +57,9 @@ def generate(
         top_p: draw from the most probable tokens whose mass reaches this; None for all.
         top_k: draw from this many of the most probable tokens; None for all.
         sample_ids: identity of each row, default 0, 1, ...; equal prompts with different ids get different texts.
-        fixed: for each prompt, `gen_length` token ids that are given, None where one is to be written.
+        fixed: for each prompt, `gen_length` token ids that are given, None where one is to be written. What is written
+            is conditioned on those after it too, but for those in later blocks of a block-causal model. Steps are
+            shared among the tokens to be written; blocks without any take none.
         cache: "none", "prefix", "dual", "dkv", "vicinity", or "block" for block-causal models; only "none" and "block"
             are exact.
         stop_at_eos: finish a row when a block that holds an end of sequence is full, and fill the rest with it.
@@ -69,7 +68,8 @@ def generate(
 
     Raises:
         RecipeError: unknown sampler, option or cache, numbers that do not divide, or a setting out of range.
-        DataError: no prompts, too long a prompt, a template of another length, or not one sample id per prompt.
+        DataError: no prompts, too long a prompt, a template that does not fit, templates with stop_at_eos, or not one
+            sample id per prompt.
         ModelContractError: the model cannot do what is asked for: keep a cache, plan.
     """
     request = Request(gen_length, block_length, steps, temperature, cfg_scale, top_p, top_k, stop_at_eos)
@@ -102,7 +102,8 @@ def rollout(
         policy: which columns each forward recomputes; None for all.
 
     Raises:
-        DataError: no prompts, a prompt too long for the model, or a template of another length.
+        DataError: no prompts, a prompt too long for the model, a template that does not fit, or templates for a
+            sampler that stops at the end of sequence.
         ModelContractError: the model cannot do what the sampler or the policy needs.
     """
     state = begin(model, prompts, sampler, keys, fixed=fixed, policy=policy)
@@ -121,7 +122,10 @@ def begin(
 ) -> State:
     """A rollout with nothing written yet, for `loop.run` or for a driver. See `rollout`."""
     if fixed is not None and sampler.end_ids:
-        raise DataError("fixed tokens and stop_at_eos together: the rest could not be filled; choose one")
+        raise DataError(
+            "stop_at_eos fills what follows an end of sequence, and fixed tokens may stand there; set stop_at_eos to "
+            "False, or leave the templates out"
+        )
     canvas = blank_canvas(model, prompts, sampler.blocks.layout(prompts), keys, fixed)
     return start(canvas, _network(model, sampler, policy, canvas))
 

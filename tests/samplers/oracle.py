@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from itertools import combinations, product
 
 import torch
 from torch import Tensor
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
-from dllm_rl.diffusion.trajectory import Trajectory
+from dllm_rl.diffusion.trajectory import Op, Trajectory
 from tests.diffusion.tabular import Tabular
 
 Steps = tuple[frozenset[tuple[int, int]], ...]
@@ -82,9 +83,15 @@ def _choices(order: str, logits: list[list[float]], q: list[list[float]], count:
 
 
 def enumerate_rollouts(
-    model: Tabular, prompt: list[int], length: int, quotas: list[int], order: str, temperature: float = 1.0
+    model: Tabular,
+    prompt: list[int],
+    length: int,
+    quotas: list[int],
+    order: str,
+    temperature: float = 1.0,
+    fixed: Sequence[int | None] | None = None,
 ) -> dict[Steps, float]:
-    """Every rollout of one block and its probability."""
+    """Every rollout of one block and its probability; `fixed` are the tokens that are there from the start."""
     words = model.spec.mask_id
 
     def follow(completion: tuple[int, ...], quotas: list[int]) -> dict[Steps, float]:
@@ -102,7 +109,8 @@ def enumerate_rollouts(
                 law[(frozenset(written.items()), *rest)] = chance * chance_of_rest
         return law
 
-    return follow((words,) * length, quotas)
+    given = [None] * length if fixed is None else fixed
+    return follow(tuple(words if token is None else token for token in given), quotas)
 
 
 def text_of(steps: Steps) -> tuple[int, ...]:
@@ -117,9 +125,9 @@ def law_of_texts(rollouts: dict[Steps, float]) -> dict[tuple[int, ...], float]:
 
 
 def steps_of(out: Trajectory) -> list[Steps]:
-    """The rollouts of a trajectory in the enumeration's terms."""
+    """The rollouts of a trajectory in the enumeration's terms; tokens given from the start are no part of a step."""
     rows: list[list[set[tuple[int, int]]]] = [[set() for _ in range(out.num_steps)] for _ in range(len(out))]
-    events = out.events
+    events = out.events.select((out.events.op == Op.WRITE).nonzero()[:, 0])
     for row, step, position, token in zip(
         events.row.tolist(), events.step.tolist(), events.position.tolist(), events.token.tolist(), strict=True
     ):
