@@ -17,7 +17,7 @@ from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.samplers.cache import make_policy
-from dllm_rl.samplers.canvas import Canvas, refuse_overlong
+from dllm_rl.samplers.canvas import Canvas, Template, refuse_overlong, templates_of
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
@@ -56,12 +56,21 @@ class RolloutEngine(Protocol):
         """True if `behaviour_logp` is the exact log-probability of what the engine did."""
         ...
 
-    def generate(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"], update: int = 0) -> Trajectory:
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        keys: Int64[Tensor, " B"],
+        update: int = 0,
+        *,
+        fixed: Sequence[Template] | None = None,
+    ) -> Trajectory:
         """Write one completion per prompt, in the order of the prompts.
 
         Args:
             keys: one per prompt; everything drawn for the prompt is folded from it.
             update: version of the weights, to be recorded.
+            fixed: for each prompt, the completion's ids that are given, None where one is to be written; see
+                `samplers.generate`.
         """
         ...
 
@@ -116,15 +125,20 @@ class LocalEngine:
         keys: Int64[Tensor, " B"],
         update: int = 0,
         watch: WatchRows | None = None,
+        *,
+        fixed: Sequence[Template] | None = None,
     ) -> Trajectory:
         """Write one completion per prompt, in the order of the prompts. See `RolloutEngine`.
 
         Raises:
-            DataError: no prompts, not one key per prompt, or a prompt too long for the model.
+            DataError: no prompts, not one key per prompt, a prompt too long for the model, a template that does not
+                fit, or templates though the rollouts stop at the end of sequence. Nothing has been sampled then.
         """
         if len(keys) != len(prompts):
             raise DataError(f"{len(keys)} keys for {len(prompts)} prompts; expected one key per prompt")
-        refuse_overlong(self.model, prompts, self.sampler.blocks.gen_length)
+        length = self.sampler.blocks.gen_length
+        refuse_overlong(self.model, prompts, length)
+        given = templates_of(self.model, fixed, len(prompts), length)
         by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         size = self.batch_size or len(prompts)
         with evaluating(self.model.network):
@@ -135,6 +149,7 @@ class LocalEngine:
                     self.sampler,
                     keys[rows],
                     update,
+                    fixed=None if fixed is None else [given[row] for row in rows],
                     policy=self.policy,
                     watch=None if watch is None else partial(watch, rows),
                 )

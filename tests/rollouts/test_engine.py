@@ -39,6 +39,40 @@ def test_it_generates_what_generate_does(tiny, keys):
     assert (out.update, same.update) == (7, 0)
 
 
+GIVEN = [[row, *[None] * 3, *range(20, 20 + row), *[None] * (4 - row)] if row < 4 else [None] * 8 for row in range(6)]
+
+
+def test_each_prompt_keeps_its_own_template_whatever_the_batch_size(tiny, keys):
+    whole = LocalEngine(tiny, SETTINGS).generate(PROMPTS, keys, fixed=GIVEN)
+    for template, completion, known in zip(GIVEN, whole.completions, whole.given.tolist(), strict=True):
+        assert [token for token in template if token is not None] == [
+            token for token, fixed in zip(completion, known, strict=True) if fixed
+        ]
+        assert known == [token is not None for token in template]
+    same = generate(tiny, PROMPTS, sampler="rl", gen_length=8, steps=4, block_length=4, temperature=1.0, fixed=GIVEN)
+    assert same.completions == whole.completions
+    for batch_size in (1, 2, 4):
+        out = LocalEngine(tiny, SETTINGS, batch_size).generate(PROMPTS, keys, fixed=GIVEN)
+        assert out.prompts == PROMPTS
+        assert out.completions == whole.completions
+        assert torch.equal(out.reveal_step, whole.reveal_step)
+        torch.testing.assert_close(out.behaviour_logp, whole.behaviour_logp, rtol=0, atol=1e-4)
+
+
+def test_templates_that_do_not_fit_are_found_before_anything_is_sampled(tiny, keys):
+    calls = []
+    tiny.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    engine = LocalEngine(tiny, SETTINGS, 1)
+    with pytest.raises(DataError, match="the template of prompt 0 has 7 places for 8 positions"):
+        engine.generate(PROMPTS, keys, fixed=[[None] * 7] + [[None] * 8] * 5)  # prompt 0 would come last but one
+    with pytest.raises(DataError, match="5 templates of fixed tokens for 6 prompts"):
+        engine.generate(PROMPTS, keys, fixed=GIVEN[:5])
+    stopping = LocalEngine(tiny, RolloutSettings(gen_length=8, block_length=4, stop_at_eos=True))
+    with pytest.raises(DataError, match="set stop_at_eos to False"):
+        stopping.generate(PROMPTS, keys, fixed=GIVEN)
+    assert not calls
+
+
 def test_the_network_is_evaluated_and_left_as_it_was(tiny, keys):
     tiny.network.train()
     modes = []
