@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion import ledger
@@ -14,12 +14,12 @@ from dllm_rl.diffusion.trajectory import Exactness, Op
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.network import Network, mean_entropy, propose
+from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_with_shadow
 from dllm_rl.samplers.propose import Draw, Proposal, draw
 from dllm_rl.samplers.record import Recorder
 from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
 from dllm_rl.samplers.score import BlindScore, DrawnScore, Score
-from dllm_rl.samplers.select import Choice, Select
+from dllm_rl.samplers.select import Choice, Everything, Select
 
 Watch = Callable[[int, Canvas], None]
 """Looks on: called with the number of forwards done and the canvas, before the first forward and after each."""
@@ -45,7 +45,7 @@ class Sampler:
         """What the log-probability of a rollout is, when the network's logits are exact."""
         if self.transform.temperature == 0:
             return "none"
-        if isinstance(self.score, BlindScore):
+        if isinstance(self.score, BlindScore) or isinstance(self.select, Everything):
             return "exact"
         return "none" if self.select.random else "exact_with_F"
 
@@ -83,17 +83,35 @@ def run(state: State, sampler: Sampler, mask_id: int, watch: Watch | None = None
     return state
 
 
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the network said of a state in one forward."""
+
+    proposal: Proposal
+    """Of the positions to write."""
+    opinion: Proposal
+    """Of those written, as far as the reviser wants to know."""
+
+    def select(self, index: Int64[Tensor, " R"], canvas: Canvas) -> Sight:
+        """The same for a fork: `canvas` holds copies of the rows at `index`, whose keys may have been changed since."""
+        return Sight(self.proposal.of_rows(index, canvas), self.opinion.of_rows(index, canvas))
+
+
 def advance(state: State, sampler: Sampler, mask_id: int) -> State:
     """One forward of every unfinished row, and all that follows from it. The log is continued in place."""
-    before, recorder = state.canvas, state.recorder
-    proposal, opinion = _look(state.network, before, sampler)
+    return act(state, look(state, sampler), sampler, mask_id)
+
+
+def act(state: State, sight: Sight, sampler: Sampler, mask_id: int) -> State:
+    """All that follows from one forward: choose, draw, write, revise, record. The log is continued in place."""
+    before, recorder, proposal = state.canvas, state.recorder, sight.proposal
     entropy = None
     if sampler.measure_entropy:
         entropy = mean_entropy(proposal, sampler.transform.forbidden_ids, len(before.keys))
     step = _choose(proposal, before, sampler)
     after = _write(before, step)
     recorder.written(after, step.written.row, step.written.index, step.tokens.logq)
-    revision = sampler.revise(before, after, opinion)
+    revision = sampler.revise(before, after, sight.opinion)
     recorder.forward(_sum([step.choice.logp, step.losing, revision.logp], like=after.logp), entropy)
     after = _revised(after, revision, mask_id, recorder)
     after = replace(after, memory={**after.memory, **step.choice.memory, **revision.memory})
@@ -119,16 +137,18 @@ class _Step:
     """Log-probability that what was left out drew nothing better, nats; None when nothing was drawn there."""
 
 
-def _look(network: Network, canvas: Canvas, sampler: Sampler) -> tuple[Proposal, Proposal]:
-    """What the network says of the positions to write, and what the reviser wants to know of those written."""
-    eligible = canvas.eligible
+def look(state: State, sampler: Sampler) -> Sight:
+    """One forward of every unfinished row. A state is looked at once: its cache, if it has one, then stands further."""
+    network, canvas, eligible = state.network, state.canvas, state.canvas.eligible
     with_plan = isinstance(sampler.score, BlindScore) and sampler.score.reads_plan
     if sampler.revise.reads == "written":
         everything = propose(network, canvas, canvas.window, with_plan)
         open_now = eligible[everything.row, everything.index]
-        return everything.select(open_now), everything.select(~open_now)
+        return Sight(everything.select(open_now), everything.select(~open_now))
+    if sampler.revise.reads == "shadow":
+        return Sight(*propose_with_shadow(network, canvas, eligible, canvas.window & ~canvas.hidden))
     proposal = propose(network, canvas, eligible, with_plan)
-    return proposal, proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool))
+    return Sight(proposal, proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool)))
 
 
 def _choose(proposal: Proposal, canvas: Canvas, sampler: Sampler) -> _Step:
@@ -158,7 +178,8 @@ def _losing(
     """Sum over each row's positions left out of the log-probability that they drew something below their bar."""
     assert choice.bar is not None, "a rule that is not random sets a bar"
     total = torch.zeros(len(canvas.keys), dtype=torch.float64, device=canvas.keys.device)
-    for part in proposal.select(~choice.commit[proposal.row, proposal.index]).split():
+    for chunk in proposal.split():
+        part = chunk.select(~choice.commit[chunk.row, chunk.index])
         cell = (part.row, part.index)
         logq = transform.log_probs(part.logits.to(torch.float64))
         level, place = choice.bar.level[cell], choice.bar.place[cell]

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from dllm_rl import rng
-from dllm_rl.diffusion.denoiser import Denoiser, PlanningDenoiser
+from dllm_rl.diffusion.denoiser import Denoiser, PairwiseDenoiser, PlanningDenoiser
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import ModelContractError
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.propose import Proposal, step_keys
+from dllm_rl.samplers.shadow import Shadow
 
 
 @runtime_checkable
@@ -29,6 +29,16 @@ class Network(Protocol):
 
         Raises:
             ModelContractError: the model has no planner, or it cannot be read this way.
+        """
+        ...
+
+    def shadow(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], shadowed: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, "U V"]]:
+        """Logits at `positions`, and at `shadowed` as seen by a hidden copy of each; see `samplers.shadow`.
+
+        Raises:
+            ModelContractError: the model cannot be told who looks at whom.
         """
         ...
 
@@ -62,6 +72,25 @@ class Exact:
         live, attend, where = unfinished(canvas, positions)
         return self.denoiser.plan_at(canvas.tokens[live], where, attend)
 
+    def shadow(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], shadowed: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, "U V"]]:
+        if not isinstance(self.denoiser, PairwiseDenoiser):
+            raise ModelContractError(
+                "this sampler asks what each token looks like to a copy that cannot see it, and the model cannot be "
+                "told who looks at whom; choose another sampler"
+            )
+        live = canvas.select(~canvas.finished)
+        casts = Shadow.of(live, self.denoiser.spec)
+        where = casts.where(positions[~canvas.finished], shadowed[~canvas.finished])
+        logits = self.denoiser.logits_seeing(casts.extended(live.tokens), where, casts.sees, casts.position_ids)
+        if self.cfg_scale:
+            blind = casts.extended(live.without_prompt(self.denoiser.spec.mask_id))
+            unconditional = self.denoiser.logits_seeing(blind, where, casts.sees, casts.position_ids)
+            logits = guide(logits, unconditional, self.cfg_scale)
+        in_shadow = where.nonzero()[:, 1] >= canvas.tokens.shape[1]
+        return logits[~in_shadow], logits[in_shadow]
+
     def select(self, index: Int64[Tensor, " R"]) -> Exact:
         return self
 
@@ -85,12 +114,30 @@ def propose(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"], wi
         logits, plan = network.plan(canvas, positions)
     else:
         logits = network.logits(canvas, positions)
+    return _proposal(canvas, positions, logits, plan)
+
+
+def propose_with_shadow(
+    network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"], shadowed: Bool[Tensor, "B L"]
+) -> tuple[Proposal, Proposal]:
+    """What one forward says of `positions`, and of `shadowed` without looking at the token there.
+
+    Raises:
+        ModelContractError: a logit is NaN, or the model cannot do it.
+    """
+    logits, shadow = network.shadow(canvas, positions, shadowed)
+    return _proposal(canvas, positions, logits, None), _proposal(canvas, shadowed, shadow, None)
+
+
+def _proposal(
+    canvas: Canvas, positions: Bool[Tensor, "B L"], logits: Float[Tensor, "T V"], plan: Float[Tensor, " T"] | None
+) -> Proposal:
     row, index = positions.nonzero(as_tuple=True)
     nan = logits.isnan().any(dim=-1)
     if nan.any():
         step = int(canvas.forwards[row[nan][0]]) + 1
         raise ModelContractError(f"the network gave NaN logits at forward {step}; expected numbers. Check its weights")
-    return Proposal(row, index, logits, rng.fold(canvas.keys[row], canvas.forwards[row] + 1, index), plan)
+    return Proposal(row, index, logits, step_keys(canvas, row, index), plan)
 
 
 def mean_entropy(proposal: Proposal, forbidden_ids: tuple[int, ...], num_rows: int) -> Float64[Tensor, " B"]:

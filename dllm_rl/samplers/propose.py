@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -11,9 +11,15 @@ from torch import Tensor
 
 from dllm_rl import rng
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.samplers.canvas import Canvas
 
-LOGITS_PER_CHUNK = 2**21
-"""Logits held at once in float64, 16 MB of them: 16 positions of a vocabulary of 126 464."""
+LOGITS_PER_CHUNK = 2**18
+"""Logits held at once in float64, 2 MB of them: 2 positions of a vocabulary of 126 464."""
+
+
+def step_keys(canvas: Canvas, row: Int64[Tensor, " T"], index: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
+    """A key for the step after this canvas at each of some positions."""
+    return rng.fold(canvas.keys[row], canvas.forwards[row] + 1, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,12 @@ class Proposal:
     def select(self, which: Bool[Tensor, " T"] | Int64[Tensor, " S"]) -> Proposal:
         plan = None if self.plan is None else self.plan[which]
         return Proposal(self.row[which], self.index[which], self.logits[which], self.key[which], plan)
+
+    def of_rows(self, rows: Int64[Tensor, " R"], canvas: Canvas) -> Proposal:
+        """The proposal for `canvas`, whose rows are copies of `rows`, repeats allowed; random numbers are its own."""
+        row, place = (rows[:, None] == self.row).nonzero(as_tuple=True)
+        chosen = self.select(place)
+        return replace(chosen, row=row, key=step_keys(canvas, row, chosen.index))
 
     @property
     def _chunk(self) -> int:

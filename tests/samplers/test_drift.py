@@ -31,11 +31,10 @@ def test_a_rollout_without_a_cache_does_not_drift(cfg_scale):
     assert measure_drift(Table(longest=5), out).largest < 1e-12
 
 
-@pytest.mark.parametrize("cache", APPROXIMATE)
-@pytest.mark.parametrize("cfg_scale", [0.0, 1.0])
+@pytest.mark.parametrize(("cache", "cfg_scale"), [*((name, 0.0) for name in APPROXIMATE), ("dual", 1.0)])
 def test_a_cache_that_is_out_of_date_is_flagged_and_its_drift_is_seen(cache, cfg_scale):
     model = sharpened()
-    settings = {"gen_length": 32, "block_length": 16, "temperature": 1.0, "cfg_scale": cfg_scale}
+    settings = {"gen_length": 16, "block_length": 8, "temperature": 1.0, "cfg_scale": cfg_scale}
     exact = generate(model, PROMPTS, **settings)
     cached = generate(model, PROMPTS, cache=cache, **settings)
     assert exact.exactness == "exact_with_F" and cached.exactness == "approximate_cache"
@@ -50,7 +49,7 @@ def test_a_cache_that_is_out_of_date_is_flagged_and_its_drift_is_seen(cache, cfg
 def test_rows_do_not_depend_on_the_others_through_a_cache(cache):
     model = sharpened()
     settings = {"gen_length": 16, "block_length": 8, "temperature": 1.0, "cache": cache, "sampler": "threshold"}
-    settings["threshold"] = 0.03
+    settings["threshold"] = 0.01
     together = generate(model, PROMPTS, sample_ids=[5, 6, 7], **settings)
     assert len(set(together.nfe)) > 1, "rows must leave at different times for this to say anything"
     for row, prompt in enumerate(PROMPTS):

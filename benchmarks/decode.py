@@ -1,0 +1,130 @@
+"""Every preset on the quickstart's model and task: accuracy against forwards. One table, one JSON, one PNG.
+
+    python benchmarks/decode.py                # after `make .venv`; about two minutes on two CPU cores
+
+The model is the trained one of `make quickstart` if `--model` names it, else its starting weights. Answers have four
+digits and an end of sequence, so the differences between rules are small in number and clear in kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import dllm_rl
+from dllm_rl.rollouts.text import decode_until_eos, encode_prompt
+from dllm_rl.samplers.drift import measure_drift
+from dllm_rl.toys import arithmetic
+
+ROOT = Path(__file__).resolve().parents[1]
+WAYS: dict[str, dict[str, Any]] = {
+    "llada": {},
+    "llada, 2 steps": {"sampler": "llada", "steps": 2},
+    "llada, 1 step": {"sampler": "llada", "steps": 1},
+    "llada, dual cache": {"sampler": "llada", "cache": "dual"},
+    "llada, dkv cache": {"sampler": "llada", "cache": "dkv"},
+    "rl": {},
+    "margin": {},
+    "entropy": {},
+    "first_hitting": {"temperature": 1.0},
+    "ancestral": {"temperature": 1.0},
+    "maskgit, 3 steps": {"sampler": "maskgit", "steps": 3},
+    "dream": {"temperature": 0.2, "top_p": 0.95},
+    "eoser": {},
+    "threshold": {},
+    "threshold 0.6": {"sampler": "threshold", "threshold": 0.6},
+    "factor": {},
+    "klass": {},
+    "localleap": {},
+    "dus": {},
+    "sdar": {},
+}
+
+
+def measure(
+    model: dllm_rl.DiffusionModel, name: str, way: dict[str, Any], rows: list[dict[str, str]]
+) -> dict[str, Any]:
+    """One line of the table."""
+    settings: dict[str, Any] = {"sampler": name, "gen_length": 5, **way}
+    prompts = [encode_prompt(model.tokenizer, row["prompt"]) for row in rows]
+    start = time.perf_counter()
+    out = dllm_rl.generate(model, prompts, **settings)
+    seconds = time.perf_counter() - start
+    decode = decode_until_eos(model)
+    right = [decode(ids) == row["answer"] for ids, row in zip(out.completions, rows, strict=True)]
+    forwards = sum(out.nfe) / len(rows)
+    return {
+        "preset": name,
+        "settings": way,
+        "accuracy": sum(right) / len(rows),
+        "forwards": forwards,
+        "tokens_per_forward": 5 / forwards,
+        "tokens_per_second": 5 * len(rows) / seconds,
+        "exactness": out.exactness,
+        "drift_nats_per_token": measure_drift(model, out).mean,
+    }
+
+
+def draw(lines: list[dict[str, Any]], path: Path) -> None:
+    """Accuracy against forwards, every point named."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
+    near: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for line in lines:
+        near.setdefault((round(line["forwards"] * 3), round(line["accuracy"] * 60)), []).append(line)
+    for group in near.values():
+        accuracy = sum(line["accuracy"] for line in group) / len(group)
+        axes.plot([line["forwards"] for line in group], [line["accuracy"] for line in group], "o", color="tab:blue")
+        names = [line["preset"] for line in group]
+        label = "\n".join("; ".join(names[i : i + 2]) for i in range(0, len(names), 2))
+        place = {"xytext": (9, 0), "textcoords": "offset points", "fontsize": 8, "va": "center"}
+        axes.annotate(label, (max(line["forwards"] for line in group), accuracy), **place)
+    axes.set_xlim(0, 7)
+    axes.set_xlabel("forwards per answer")
+    axes.set_ylabel("accuracy")
+    axes.set_title("Decoding rules on three-digit addition")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure, write, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", default=str(ROOT / "recipes/weights/arithmetic"))
+    parser.add_argument("--rows", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results")
+    arguments = parser.parse_args()
+    model, rows = dllm_rl.load_model(arguments.model), arithmetic.rows("test", count=arguments.rows)
+    lines = [{**measure(model, way.get("sampler", name), way, rows), "preset": name} for name, way in WAYS.items()]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": f"python benchmarks/decode.py --rows {arguments.rows}",
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": f"{os.cpu_count()} CPU cores, {platform.machine()}, shared; seconds are noisy, the rest is not",
+        "lines": lines,
+    }
+    (arguments.out / "decode.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    draw(lines, arguments.out / "decode.png")
+    print(
+        "| preset | accuracy | forwards | tokens per forward | tokens per second | likelihood | drift, nats a token |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for line in lines:
+        print(
+            f"| {line['preset']} | {line['accuracy']:.3f} | {line['forwards']:.2f} "
+            f"| {line['tokens_per_forward']:.2f} | {line['tokens_per_second']:.0f} | {line['exactness']} | {line['drift_nats_per_token']:.1e} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
