@@ -268,7 +268,7 @@ class View:
 
 def probability_style(logp: float) -> Style:
     """Colours of a token written with log-probability `logp`."""
-    ground = ramp(round(exp(min(logp, 0.0)), 2))  # logarithms of 1 may come out above 0 by rounding
+    ground = ramp(round(exp(logp), 2))  # rounded, for the logarithm of 1 may come out a little above 0
     return Style(color=Color.parse(css(ink(ground))), bgcolor=Color.parse(css(ground)))
 
 

@@ -32,6 +32,27 @@ def test_rows_come_back_in_order_whatever_the_batch_size(tiny, keys):
         torch.testing.assert_close(out.behaviour_logp, whole.behaviour_logp, rtol=0, atol=1e-4)
 
 
+def test_who_watches_is_told_which_prompts_a_batch_holds(tiny, keys):
+    seen = []
+
+    def watch(rows, step, canvas):
+        held = [canvas.tokens[place, : canvas.prompt_length].tolist() for place in range(len(rows))]
+        assert all(tokens[-len(PROMPTS[row]) :] == PROMPTS[row] for row, tokens in zip(rows, held, strict=True))
+        seen.append((tuple(rows), step, int(canvas.hidden.sum())))
+
+    out = LocalEngine(tiny, SETTINGS, 4).generate(PROMPTS, keys, watch=watch)
+    assert out.completions == LocalEngine(tiny, SETTINGS).generate(PROMPTS, keys).completions
+    first, second = dict.fromkeys(rows for rows, _, _ in seen)
+    assert sorted([*first, *second]) == list(range(len(PROMPTS)))
+    assert [(step, hidden) for rows, step, hidden in seen if rows == first] == [
+        (0, 32),
+        (1, 24),
+        (2, 16),
+        (3, 8),
+        (4, 0),
+    ]
+
+
 def test_it_generates_what_generate_does(tiny, keys):
     out = LocalEngine(tiny, SETTINGS, 2).generate(PROMPTS, keys, update=7)
     same = generate(tiny, PROMPTS, sampler="rl", gen_length=8, steps=4, block_length=4, temperature=1.0)

@@ -97,6 +97,7 @@ def test_colours_are_those_of_the_ramp_and_numbers_are_short(tmp_path: Path) -> 
     write_replay(tmp_path / "new/page.html", made)
     data = json.loads(Page((tmp_path / "new/page.html").read_text(encoding="utf-8")).scripts["trace"])
     assert len(data["ramp"]) == len(data["ink"]) == 101
+    assert "conf" not in data["events"] and not {"key", "selection_logp", "entropy"} & set(data["rows"][0])
     assert data["ramp"][30] == css(ramp(0.3)) and data["ink"][30] == css(ink(ramp(0.3)))
     for short, exact in zip(data["events"]["logp"], made.events.logp, strict=True):
         assert (short is None and math.isnan(exact)) or short == pytest.approx(exact, rel=1e-4)

@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from dllm_rl.rollouts.terminal import Live, Painter, draws_in_place, glyphs_of
-from dllm_rl.rollouts.view import ASCII, DIM, Cell, Frame, View, probability_style, visible, wrapped
+from dllm_rl.rollouts.view import ASCII, DIM, FRESH, Cell, Frame, View, probability_style, visible, wrapped
 from dllm_rl.samplers.canvas import Canvas
 from tests.rollouts.screens import Screen, shown
 
@@ -87,6 +87,7 @@ def test_given_tokens_and_the_fill_count_as_tokens_but_not_as_work() -> None:
 
 def test_an_edited_token_stays_one_that_was_drawn() -> None:
     frame = frame_of([[MASK]], [[0]], [[1]], logp=[[NAN]])
+    assert view().cells(frame, 0) == [Cell(" two", FRESH, fresh=True)]
     assert plain(frame)[2].startswith("step 2 · 1/1 tokens · 0.50 tokens/forward")
 
 
@@ -96,6 +97,7 @@ def test_colours_say_the_probability_and_underlining_what_is_new() -> None:
     assert old.style == probability_style(SURE) and not old.fresh
     assert new.style.underline and new.style.bgcolor == probability_style(HALF).bgcolor and new.fresh
     assert masked == Cell("·", DIM)
+    assert probability_style(1e-12) == probability_style(0.0)  # by rounding
 
 
 def written_by(color_system: str | None, probability: float, no_color: bool = False) -> str:
@@ -283,5 +285,9 @@ def test_a_live_view_of_several_prompts_leaves_nothing_behind() -> None:
     live = Live(brush, lambda rows: view(len(rows)))
     live([1, 0], 0, canvas_of([[0], [MASK]], 0))
     assert shown(screen.getvalue())[:2] == ["0 ·", "1 one"]  # in the order of the prompts
+    live.finish(keep=True)
+    live([1, 0], 1, canvas_of([[0], [1]], 1))
+    live.finish(keep=True)
+    assert shown(screen.getvalue())[-1].startswith("step 1 · 2/2 rows · 2/2 tokens · 0.50 tokens/forward")
     live.finish(keep=False)
     assert screen.getvalue().endswith("\r\x1b[2A\x1b[J")
