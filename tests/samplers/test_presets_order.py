@@ -364,6 +364,16 @@ def test_ascending_steps_need_a_model_without_blocks_of_its_own():
         generate(model, [[1]], gen_length=4, sampler="ass")
 
 
+@pytest.mark.parametrize("block_length", [2, 4])
+def test_ends_are_held_back_by_the_steps_of_all_blocks(block_length):
+    model = Table(longest=5, eos_ids=(EOS,))
+    settings = {"sampler": "eoser", "eos_min_gamma": 0.2, "eos_max_gamma": 1.4, "block_length": block_length}
+    events = generate(model, [[1]] * 40, gen_length=4, temperature=1.0, **settings).events
+    gamma = torch.where(events.token == EOS, 0.2 + 1.2 * (events.step - 1).double() / 3, 1.0)
+    torch.testing.assert_close(events.conf, events.logp + gamma.log())
+    assert set(events.step[events.token == EOS].tolist()) == {1, 2, 3, 4}
+
+
 def test_an_end_of_turn_can_be_held_back_as_well():
     """Nothing but ends of sequence and of turn is likely, and both are held back: what is left comes first."""
     model = Table(words=4, longest=5, eos_ids=(2,))
