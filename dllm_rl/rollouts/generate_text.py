@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
@@ -15,7 +15,7 @@ from dllm_rl.errors import DataError, ModelContractError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings, WatchRows
 from dllm_rl.rollouts.terminal import Live, Painter, glyphs_of
-from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt, prompt_text, token_text
+from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt, prompt_text, token_text, tokenizer_of
 from dllm_rl.rollouts.trace import SamplerFacts, Trace, token_ids, trace_of
 from dllm_rl.rollouts.view import View
 
@@ -78,10 +78,7 @@ def complete(
         ModelContractError: the model came without a tokenizer, or the tokenizer has no chat template.
     """
     decode = decode_until_eos(model)
-    tokenizer: Any = model.tokenizer  # there is one, or there would be no decoder
-    if chat and not tokenizer.chat_template:
-        raise ModelContractError("the tokenizer has no chat template; pass chat=False to continue the text as it is")
-    ids = [encode_prompt(tokenizer, _turn(row, prompt, chat)) for row, prompt in enumerate(prompts)]
+    ids = prompt_ids(model, prompts, chat)
     engine = LocalEngine(model, settings, batch_size)
     out = engine.generate(ids, rng.sample_keys(seed, torch.arange(len(prompts))), watch=watch)
     rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), out.nfe, strict=True)
@@ -143,6 +140,19 @@ def trace_of_text(done: Completed, model: DiffusionModel, settings: RolloutSetti
         texts={token: token_text(model.tokenizer, token) for token in token_ids(done.trajectory)},
         blocks=done.blocks,
     )
+
+
+def prompt_ids(model: DiffusionModel, prompts: Sequence[Prompt], chat: bool) -> list[list[int]]:
+    """Ids of prompts, each by the chat template or as it is.
+
+    Raises:
+        DataError: a prompt is empty.
+        ModelContractError: the model came without a tokenizer, or the tokenizer has no chat template.
+    """
+    tokenizer = tokenizer_of(model)
+    if chat and not tokenizer.chat_template:
+        raise ModelContractError("the tokenizer has no chat template; pass chat=False to continue the text as it is")
+    return [encode_prompt(tokenizer, _turn(row, prompt, chat)) for row, prompt in enumerate(prompts)]
 
 
 def _turn(row: int, prompt: Prompt, chat: bool) -> Prompt:

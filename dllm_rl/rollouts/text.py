@@ -38,17 +38,26 @@ def token_text(tokenizer: Any, token: int) -> str:
     return str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
+def tokenizer_of(model: DiffusionModel) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+        ModelContractError: the model came without one.
+    """
+    if model.tokenizer is None:
+        raise ModelContractError(
+            "the model's folder has no tokenizer files, which text needs; put them beside the weights"
+        )
+    return model.tokenizer
+
+
 def decode_until_eos(model: DiffusionModel) -> Callable[[Sequence[int]], str]:
     """A decoder of a model's completions: text up to the first end-of-text id, without special tokens.
 
     Raises:
         ModelContractError: the model came without a tokenizer.
     """
-    tokenizer, ends = model.tokenizer, frozenset(model.spec.eos_ids)
-    if tokenizer is None:
-        raise ModelContractError(
-            "the model's folder has no tokenizer files, which text needs; put them beside the weights"
-        )
+    tokenizer, ends = tokenizer_of(model), frozenset(model.spec.eos_ids)
 
     def decode(ids: Sequence[int]) -> str:
         end = next((place for place, token in enumerate(ids) if token in ends), len(ids))
