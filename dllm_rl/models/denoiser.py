@@ -21,6 +21,7 @@ from dllm_rl.models.attention import (
     attention_mask,
     own_pattern,
     position_ids,
+    refuse_flex_on_cpu,
     seen_positions,
 )
 from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
@@ -232,6 +233,7 @@ class DiffusionModel:
             raise ModelContractError(
                 f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
             )
+        refuse_flex_on_cpu(self._bare, canvas.device)
         attend = own_pattern(attend, self.spec.block_size)
         two_streams = isinstance(attend, AttentionSpec) and attend.kind == "two_stream"
         length = canvas.shape[1] if positions is None else int(positions.max()) + 1

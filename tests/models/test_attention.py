@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dllm_rl.errors import ModelContractError
 from dllm_rl.models import AttentionSpec, DiffusionModel
+from dllm_rl.models.attention import attention_mask, position_ids, seen_positions
 from dllm_rl.toys.model import tiny_llada
 
 
@@ -52,15 +53,34 @@ def test_eager_and_sdpa_agree(model: DiffusionModel, name: str) -> None:
     torch.testing.assert_close(sdpa, eager, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", patterns(8))
 def test_flex_and_sdpa_agree(model: DiffusionModel, name: str) -> None:
-    """Slow: flex attention compiles its kernel."""
     attend = patterns(8)[name]
+    if isinstance(attend, AttentionSpec) and attend.attend is not None:
+        attend = replace(attend, attend=attend.attend.cuda())
+    attend = attend.cuda() if isinstance(attend, Tensor) else attend
+    model.network.cuda()
     with torch.no_grad():
-        sdpa = use(model, "sdpa").logits(ids(8), attend)
-        flex = use(model, "flex_attention").logits(ids(8), attend)
+        sdpa = use(model, "sdpa").logits(ids(8).cuda(), attend)
+        flex = use(model, "flex_attention").logits(ids(8).cuda(), attend)
     torch.testing.assert_close(flex, sdpa, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["pairs", "blocks", "padded blocks", "streams"])
+def test_flex_is_told_the_same_rule_as_sdpa(model: DiffusionModel, name: str) -> None:
+    attend = patterns(8)[name]
+    seen = seen_positions(attend, ids(8).shape, torch.device("cpu"))
+    positions = position_ids(attend, seen)
+    dense = attention_mask(attend, seen, positions, use(model, "sdpa").network)
+    rule = attention_mask(attend, seen, positions, use(model, "flex_attention").network).mask_mod
+    b, q, k = torch.meshgrid(torch.arange(2), torch.arange(8), torch.arange(8), indexing="ij")
+    assert torch.equal(rule(b, torch.zeros_like(b), q, k), dense[:, 0])
+
+
+def test_flex_is_refused_on_a_cpu(model: DiffusionModel) -> None:
+    with pytest.raises(ModelContractError, match="'flex_attention' on a CPU"):
+        use(model, "flex_attention").logits(ids(8))
 
 
 def sees(model: DiffusionModel, attend: Tensor | AttentionSpec | None, length: int) -> Tensor:
