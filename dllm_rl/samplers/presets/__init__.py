@@ -14,7 +14,7 @@ from dllm_rl.samplers.presets.adaptive import Dus, KlassSampler, LocalLeapSample
 from dllm_rl.samplers.presets.blind import AncestralSteps, FirstHitting, LowEntropy, MaskGit, TopMargin
 from dllm_rl.samplers.presets.dream import Dream
 from dllm_rl.samplers.presets.eoser import Ass, Eoser, EoserAss
-from dllm_rl.samplers.presets.fast import FastFactor, FastThreshold
+from dllm_rl.samplers.presets.fast import EbSampler, FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
 from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
@@ -38,6 +38,7 @@ PRESETS: Mapping[str, type[Preset]] = {
     "pc_linear": PcLinear,
     "sdar": Sdar,
     "factor": FastFactor,
+    "eb": EbSampler,
     "klass": KlassSampler,
     "localleap": LocalLeapSampler,
     "dus": Dus,
