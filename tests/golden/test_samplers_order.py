@@ -1,4 +1,4 @@
-"""EOSER, ASS, PC-Sampler and its baselines (EB-Sampler among them) against outputs of the published code, token for token."""
+"""EOSER, ASS, PC-Sampler and its baselines against outputs of the published code, token for token."""
 
 from __future__ import annotations
 
