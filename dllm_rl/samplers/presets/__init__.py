@@ -18,7 +18,7 @@ from dllm_rl.samplers.presets.fast import EbSampler, FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
 from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
-from dllm_rl.samplers.presets.remdm import Remdm
+from dllm_rl.samplers.presets.remdm import Remdm, RemdmLlada
 from dllm_rl.samplers.presets.request import Preset, Request
 from dllm_rl.samplers.presets.sdar import Sdar
 
@@ -39,6 +39,7 @@ PRESETS: Mapping[str, type[Preset]] = {
     "pc_linear": PcLinear,
     "sdar": Sdar,
     "remdm": Remdm,
+    "remdm_llada": RemdmLlada,
     "factor": FastFactor,
     "eb": EbSampler,
     "klass": KlassSampler,
