@@ -213,6 +213,18 @@ def test_without_rounds_it_is_llada_with_a_step_per_token(confidence, temperatur
         torch.testing.assert_close(out.behaviour_logp, plain.behaviour_logp, rtol=0, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.parametrize("confidence", ["stored", "current"])
+def test_of_equals_the_first_written_is_hidden_and_never_a_hidden_one(confidence):
+    """All but the first position are certain, so that they are drafted and then judged alike."""
+    model = Table(longest=5)
+    for n, table in model.tables.items():
+        sure = torch.full_like(table, -math.inf).index_fill(-1, torch.tensor([1]), 0.0)
+        model.tables[n] = torch.where(torch.arange(n)[:, None] >= 2, sure, table)
+    settings = {"sampler": "remdm_llada", "init_unmask_ratio": 0.5, "loop_steps": 1, "confidence": confidence}
+    events = generate(model, [[1]], gen_length=4, **settings).events
+    assert events.position[events.op == Op.REMASK].tolist() == [1]
+
+
 def test_as_many_are_exchanged_as_are_written_at_a_time_if_not_said():
     settings = {"gen_length": 4, "sampler": "remdm_llada", "unmask_k": 2, "init_unmask_ratio": 0.5, "loop_steps": 2}
     assert generate(Table(longest=5), [[1]], **settings).nfe == [4]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
@@ -40,7 +39,7 @@ class RemaskCoins:
     its forward like any other, though there is nothing to write. The coins are not the network's: a ratio of policies
     does not see them, and a loss has no gradient through them.
 
-    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, equation 6 with one sigma for all positions. The
+    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, section 3, with one sigma for all positions. The
     published code keeps the last prediction while nothing changes and makes no forward then.
     """
 
@@ -63,7 +62,7 @@ class RemaskUnsureCoins:
     positions are hidden, so on average more is hidden than the time says; the last step makes up for it. Here the coins
     depend on the network: a policy that gave the same tokens other probabilities would toss others.
 
-    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, section 4.1, "ReMDM-conf", with sigma_max. The code
+    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, section 4, "ReMDM-conf", with sigma_max. The code
     reads probabilities after nucleus truncation.
     """
 
@@ -74,6 +73,6 @@ class RemaskUnsureCoins:
 
     def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
         written = _written(before)
-        unsure = (-before.logp.exp()).masked_fill(~written, float("-inf")).softmax(dim=1)
-        share = torch.where(written, unsure, 0.0)  # a row with nothing written has no softmax
+        unsure = (-before.logp.exp()).masked_fill(~written, float("-inf"))
+        share = unsure.softmax(dim=1)  # NaN in a row with nothing written, which tosses no coin
         return _toss(before, after, of_turn(self.chances, before)[:, None] * share, self.chances)

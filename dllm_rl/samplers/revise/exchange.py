@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from dllm_rl.samplers.canvas import Canvas
@@ -57,13 +57,6 @@ class Phases:
         return torch.where(self.in_loop(canvas), loop, draft)
 
 
-def _lowest(
-    logp: Float64[Tensor, "B L"], written: Bool[Tensor, "B L"], count: Int64[Tensor, " B"]
-) -> Bool[Tensor, "B L"]:
-    """The least probable of the written tokens, of equals the lowest index first."""
-    return highest(-logp.masked_fill(~written, 0.0), written, count)
-
-
 @dataclass(frozen=True, slots=True)
 class ExchangeByStored:
     """Before each round the tokens are hidden that were least probable when they were written.
@@ -79,7 +72,7 @@ class ExchangeByStored:
 
     def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
         written = after.window & ~after.hidden & self.phases.begins(after)[:, None]
-        remask = _lowest(after.logp, written, self.phases.hidden_by_round(after))
+        remask = highest(-after.logp, written, self.phases.hidden_by_round(after))
         return Revision(remask, torch.zeros_like(after.finished))
 
 
@@ -101,5 +94,5 @@ class ExchangeByCurrent:
         token = before.completion[opinion.row, opinion.index]
         logp = opinion.gather(lambda part: torch.log_softmax(part.logits.to(torch.float64), dim=-1), token)
         written = before.window & ~before.hidden & self.phases.begins(before)[:, None]
-        remask = _lowest(opinion.dense(logp, before.hidden.shape), written, self.phases.hidden_by_round(before))
+        remask = highest(opinion.dense(-logp, before.hidden.shape), written, self.phases.hidden_by_round(before))
         return Revision(remask, self.phases.in_loop(after))

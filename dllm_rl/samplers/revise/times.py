@@ -3,7 +3,7 @@
 A step goes from a time at which a share t of all positions is hidden to one at which it is s. It may hide again a share
 m of all, and then writes so many more: whatever m is, the share hidden after it is s on average.
 
-Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, section 3. In its terms t is 1 - alpha_t, s is
+Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, sections 3 and 4. In its terms t is 1 - alpha_t, s is
 1 - alpha_s and m is sigma * alpha_t; m is at most min(1 - t, s), where sigma is sigma_max.
 """
 
@@ -44,12 +44,12 @@ def even_times(steps: int) -> list[float]:
 
 
 def capped(hidden: Sequence[float], eta: float) -> list[float]:
-    """Shares hidden again when sigma is eta, or sigma_max if that is less (section 4.1, "ReMDM-cap")."""
+    """Shares hidden again when sigma is eta, or sigma_max if that is less ("ReMDM-cap")."""
     return [min(eta * (1 - t), s) for t, s in pairwise(hidden)]
 
 
 def rescaled(hidden: Sequence[float], eta: float) -> list[float]:
-    """Shares hidden again when sigma is eta * sigma_max (section 4.1, "ReMDM-rescale")."""
+    """Shares hidden again when sigma is eta * sigma_max ("ReMDM-rescale")."""
     return [eta * min(1 - t, s) for t, s in pairwise(hidden)]
 
 
@@ -57,8 +57,8 @@ def rescaled(hidden: Sequence[float], eta: float) -> list[float]:
 class Plateau:
     """Times between which the share written stands still, so that what is written is only exchanged ("ReMDM-loop").
 
-    Source: section 4.2. The published code goes on along each line up to the end of the step that crosses a switch, and
-    misses the share that the next step starts from: here alpha is a function of time.
+    Deviation: the published code goes on along each line up to the end of the step that crosses a switch, and so misses
+    the share that the next step starts from. Here alpha is a function of time.
     """
 
     t_on: float
@@ -74,8 +74,8 @@ class Plateau:
 
     def _hidden(self, time: float) -> float:
         rest = 1 - self.alpha_on
-        if time > self.t_on:  # it never rises: rounding must not take it below the plateau
-            return max(rest, 1 - self.alpha_on * (1 - time) / (1 - self.t_on))
+        if time > self.t_on:  # as a share of a share, which rounding cannot take below the plateau
+            return 1 - self.alpha_on * ((1 - time) / (1 - self.t_on))
         return min(rest, rest * time / self.t_off)
 
     def again(self, times: Sequence[float], eta: float) -> list[float]:
