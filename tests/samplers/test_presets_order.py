@@ -131,15 +131,18 @@ CASES = {
     "entropy": Case({"sampler": "entropy", "steps": 3}, by_blind(negative_entropy, even(3)), [4]),
     "entropy in blocks": Case({"sampler": "entropy", "block_length": 2}, by_blind(negative_entropy, even(2)), [2, 2]),
     "eb": Case({"sampler": "eb", "gamma": 0.9}, by_blind(negative_entropy, entropy_budget(negative_entropy, 0.9)), [4]),
+    "eb in blocks": Case(
+        {"sampler": "eb", "gamma": 0.9, "block_length": 2},
+        by_blind(negative_entropy, entropy_budget(negative_entropy, 0.9)),
+        [2, 2],
+    ),
     "eb by probability": Case(
-        {"sampler": "eb", "gamma": 0.9, "order": "max"},
-        by_blind(lambda at, i: max(at.p[i]), entropy_budget(lambda at, i: max(at.p[i]), 0.9)),
+        {"sampler": "eb", "gamma": 0.6, "order": "max"},
+        by_blind(lambda at, i: max(at.p[i]), entropy_budget(lambda at, i: max(at.p[i]), 0.6)),
         [4],
     ),
-    "eb by margin, in blocks": Case(
-        {"sampler": "eb", "gamma": 0.4, "order": "margin", "block_length": 2},
-        by_blind(margin, entropy_budget(margin, 0.4)),
-        [2, 2],
+    "eb by margin": Case(
+        {"sampler": "eb", "gamma": 0.6, "order": "margin"}, by_blind(margin, entropy_budget(margin, 0.6)), [4]
     ),
     "eoser": Case(
         {"sampler": "eoser", "eos_min_gamma": 0.2},

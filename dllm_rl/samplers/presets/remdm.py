@@ -94,8 +94,8 @@ class Remdm:
 class RemdmLlada:
     """LLaDA's order up to most of a block, then rounds that exchange the least sure tokens, then the rest.
 
-    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, table 3, with the code's values: as many rounds as
-    positions, one token exchanged for Countdown and four for TruthfulQA. With confidence "current" it is
+    Source: Wang et al. (ReMDM), https://arxiv.org/abs/2503.00307, table 3, with the code's values, for 32 positions: as
+    many rounds, with one token exchanged for Countdown and four for TruthfulQA. With confidence "current" it is
     generate_with_remdm of PC-Sampler, https://arxiv.org/abs/2508.13021.
     """
 
