@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from functools import cache
 from itertools import product
 
 import torch
@@ -40,6 +41,19 @@ def plateau(steps: int, t_on: float, t_off: float, alpha_on: float) -> list[floa
     return [alpha(1 - k / steps) for k in range(steps + 1)]
 
 
+def reader(
+    model: Tabular, prompt: list[int], temperature: float
+) -> Callable[[tuple[int, ...]], tuple[list[list[float]], list[list[float]]]]:
+    """For each place of a completion, the full softmax and what tokens are drawn from."""
+
+    @cache
+    def read(now: tuple[int, ...]) -> tuple[list[list[float]], list[list[float]]]:
+        dense = model.logits(torch.tensor([[*prompt, *now]]))[0, len(prompt) :].tolist()
+        return [softmax(row) for row in dense], [drawn_from(row, model.spec.mask_id, temperature) for row in dense]
+
+    return read
+
+
 def rollouts(
     model: Tabular,
     prompt: list[int],
@@ -51,20 +65,20 @@ def rollouts(
 ) -> dict[Log, float]:
     """Every rollout and its probability: q(z_s | z_t) of each place by itself, a step after the other."""
     words = model.spec.mask_id
+    read = reader(model, prompt, temperature)
 
     def follow(now: tuple[int, ...], psi: tuple[float | None, ...], k: int) -> dict[Log, float]:
         if k == len(alpha) - 1:
             return {(): 1.0}
         a_t, a_s = alpha[k], alpha[k + 1]
-        dense = model.logits(torch.tensor([[*prompt, *now]]))[0, len(prompt) :].tolist()
+        p, q = read(now)
         ways: list[list[tuple[int, float]]] = []
         for place, (token, sigma) in enumerate(zip(now, sigmas(k, list(psi)), strict=True)):
             if place in fixed:
                 ways.append([(token, 1.0)])
             elif token == words:
                 write = (a_s - (1 - sigma) * a_t) / (1 - a_t)
-                q = drawn_from(dense[place], words, temperature)
-                ways.append([(words, 1 - write), *((v, write * q[v]) for v in range(words))])
+                ways.append([(words, 1 - write), *((v, write * q[place][v]) for v in range(words))])
             else:
                 ways.append([(token, 1 - sigma), (words, sigma)])
         law: dict[Log, float] = defaultdict(float)
@@ -75,8 +89,8 @@ def rollouts(
             after = tuple(token for token, _ in outcome)
             written = frozenset((i, v) for i, v in enumerate(after) if now[i] == words != v)
             hidden = frozenset(i for i, v in enumerate(after) if now[i] != words == v)
-            p = {i: softmax(dense[i])[v] for i, v in written}
-            kept = tuple(p.get(i, None if i in hidden else psi[i]) for i in range(len(now)))
+            new = {i: p[i][v] for i, v in written}
+            kept = tuple(new.get(i, None if i in hidden else psi[i]) for i in range(len(now)))
             for rest, chance_of_rest in follow(after, kept, k + 1).items():
                 law[((written, hidden), *rest)] += chance * chance_of_rest
         return law

@@ -18,8 +18,7 @@ from dllm_rl.samplers.loop import advance, run
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
 from tests.samplers.oracle import Table
-from tests.samplers.order_oracle import drawn_from, softmax
-from tests.samplers.remdm_oracle import Log, logs_of
+from tests.samplers.remdm_oracle import Log, logs_of, reader
 
 TEMPERATURE = 0.8
 
@@ -76,6 +75,7 @@ def rollouts(model: Table, prompt: list[int], rounds: Rounds, start: list[int], 
     words = model.spec.mask_id
     free = [i for i, token in enumerate(start) if token == words]
     plan = rounds.forwards(len(free))
+    read = reader(model, prompt, temperature)
 
     def lowest(p: dict[int, float], count: int) -> frozenset[int]:
         return frozenset(sorted(p, key=lambda i: (p[i], i))[:count])
@@ -84,14 +84,12 @@ def rollouts(model: Table, prompt: list[int], rounds: Rounds, start: list[int], 
         if k == len(plan):
             return {(): 1.0}
         kind, count = plan[k]
-        dense = model.logits(torch.tensor([[*prompt, *now]]))[0, len(prompt) :].tolist()
-        p = [softmax(row) for row in dense]
+        p, q = read(now)
         ways: dict[tuple[frozenset, frozenset], float] = defaultdict(float)
         if kind == "judge":
             ways[frozenset(), lowest({i: p[i][now[i]] for i in psi}, count)] = 1.0
         else:
             places = [i for i in free if now[i] == words]
-            q = {i: drawn_from(dense[i], words, temperature) for i in places}
             for tokens in product(range(words), repeat=len(places)):
                 drawn = dict(zip(places, tokens, strict=True))
                 score = {
