@@ -1,7 +1,7 @@
 """Which of the open positions a step writes: rules that write the more the surer the network is.
 
-Each sets bars that settle its choice exactly (`diffusion.ledger.Bar`), so that a rollout has a likelihood with scores
-that read the draw, too. `select.Threshold` is the simplest of them.
+All but one set bars that settle their choice exactly (`diffusion.ledger.Bar`), so that a rollout has a likelihood with
+scores that read the draw, too. `select.Threshold` is the simplest of them.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from torch import Tensor
 from torch.nn.functional import max_pool1d, pad
 
 from dllm_rl.diffusion import ledger
+from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
 from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.score import EVERYTHING, NegativeEntropy
 from dllm_rl.samplers.select import Choice, highest, ranks
 
 
@@ -58,16 +60,20 @@ class Factor:
 
 @dataclass(frozen=True, slots=True)
 class EntropyBounded:
-    """The surest positions, as long as the entropies of those before add up to at most a bound; at least one.
+    """The highest scores, as long as the entropies of all but the largest of them add up to at most a bound.
 
-    For a score of minus the entropy, in nats: the sum over those written but the last, which is the largest, bounds
-    what their joint distribution can differ from the product of their own.
+    At least one: the bound is on how far the joint distribution of what is written can be from the product of their
+    own, which is 0 for one alone. Sorted by entropy, it is the sum over those before. For scores that are blind to the
+    draw: which position comes next decides whether it fits, so one that was left out had no bar to stay below.
 
-    Source: Ben-Hamu et al. (EB-Sampler), https://arxiv.org/abs/2505.24857, equation 8, sorted by entropy. There is no
-    official code. One re-implementation takes the running maximum over the batch: not reproduced.
+    Source: Ben-Hamu et al. (EB-Sampler), https://arxiv.org/abs/2505.24857, equation 8. There is no official code. One
+    re-implementation takes the running maximum over the batch: not reproduced.
     """
 
     gamma: float
+    """Nats."""
+    distribution: Transform = EVERYTHING
+    """What entropies are read from."""
 
     random: ClassVar[bool] = False
 
@@ -75,11 +81,13 @@ class EntropyBounded:
         self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
     ) -> Choice:
         rank = ranks(score, eligible)
-        entropy = torch.zeros_like(score).scatter(1, rank, (-score).masked_fill(~eligible, 0.0))
-        spent = pad(entropy.cumsum(dim=1)[:, :-1], (1, 0))
-        commit = eligible & (spent <= self.gamma).gather(1, rank)
-        # Whether one more is taken depends on those before it alone, so the others only had to be weaker.
-        return Choice(commit, ledger.weakest_chosen(score, commit))
+        entropies = -NegativeEntropy(self.distribution).of_positions(proposal, canvas)
+        entropy = proposal.dense(entropies.to(torch.float64), eligible.shape)
+        ordered = torch.zeros_like(entropy).scatter(1, rank, entropy)
+        largest_before = pad(ordered.cummax(dim=1).values[:, :-1], (1, 0))
+        # The sum but for the largest, without the cancellation of taking it away.
+        spent = torch.minimum(ordered, largest_before).cumsum(dim=1)
+        return Choice(eligible & (spent <= self.gamma).gather(1, rank))
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ SAMPLERS = {
     "pcs.generate_with_linear_position": "pc_linear",
     "pcs.generate_with_entropy": "entropy",
     "pcs.generate_with_margin": "margin",
+    "pcs.generate_with_eb_sampler": "eb",
 }
 LEFT_OUT = {
     "steps of the block": "EOSER's factor rises over all steps; the published code starts again with every block and "
@@ -117,6 +118,7 @@ def test_tokens_order_and_cost_are_those_of_the_published_samplers(rollouts):
         "pc": 21,
         "entropy": 2,
         "margin": 2,
+        "eb": 4,
     }
 
 

@@ -32,6 +32,7 @@ PRESETS = [
     {"sampler": "threshold", "threshold": 0.4, "max_k": 2},
     {"sampler": "sdar", "threshold": 0.45, "steps": 2},
     {"sampler": "factor", "factor": 1.2},
+    *({"sampler": "eb", "gamma": 0.6, "order": order} for order in ("entropy", "max", "margin")),
     {"sampler": "localleap"},
     {"sampler": "klass"},
     {"sampler": "dus"},

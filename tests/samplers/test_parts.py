@@ -10,6 +10,7 @@ import torch
 
 from dllm_rl import rng
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.samplers.adaptive import EntropyBounded
 from dllm_rl.samplers.canvas import Canvas, blank_canvas
 from dllm_rl.samplers.propose import Proposal, draw
 from dllm_rl.samplers.quota import Even
@@ -84,3 +85,21 @@ def test_greedy_draws_take_the_first_of_equal_permitted_logits():
     out = draw(proposal(torch.tensor([0.0, 2.0, 5.0, 2.0]), 2), Transform(temperature=0.0, forbidden_ids=(2,)))
     assert out.token.tolist() == [1, 1]
     assert out.logq.isnan().all()
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 1.5, 3.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_entropies_of_all_but_the_largest_fit_the_budget_in_any_order(gamma, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(6, 5, generator=generator, dtype=torch.float64)
+    score = torch.randn(1, 8, generator=generator)
+    eligible = torch.tensor([[1, 0, 1, 1, 1, 0, 1, 1]], dtype=torch.bool)
+    index = eligible[0].nonzero()[:, 0]
+    what = Proposal(torch.zeros_like(index), index, logits, rng.sample_keys(0, index))
+    chosen = EntropyBounded(gamma)(score, eligible, what, standing(8, 0)).commit[0].nonzero()[:, 0].tolist()
+    p = logits.softmax(dim=-1)
+    entropy = dict(zip(index.tolist(), (-p * p.log()).sum(dim=-1).tolist(), strict=True))
+    order = sorted(entropy, key=lambda i: -float(score[0, i]))
+    heads = [[entropy[i] for i in order[:n]] for n in range(1, 7)]
+    count = max(len(head) for head in heads if len(head) == 1 or sum(head) - max(head) <= gamma)
+    assert chosen == sorted(order[:count])

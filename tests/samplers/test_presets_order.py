@@ -111,6 +111,17 @@ def at_least(threshold: float, count):
     return lambda at, scores: max(sum(score >= threshold for score in scores), count(at))
 
 
+def entropy_budget(score, gamma: float):
+    """The longest head of the order whose entropies, but for the largest, add up to at most `gamma`."""
+
+    def count(at: Moment) -> int:
+        order = sorted(range(len(at.places)), key=lambda i: (-score(at, i), i))
+        h = [-negative_entropy(at, i) for i in order]
+        return max(n for n in range(1, len(h) + 1) if n == 1 or sum(h[:n]) - max(h[:n]) <= gamma)
+
+    return count
+
+
 DREAM = {"sampler": "dream", "steps": 3, "eps": 0.1, "top_p": 0.8}
 QUOTA = time_floor(3, 0.1)
 
@@ -119,6 +130,20 @@ CASES = {
     "margin, two at a time": Case({"sampler": "margin", "steps": 2}, by_blind(margin, even(2)), [4]),
     "entropy": Case({"sampler": "entropy", "steps": 3}, by_blind(negative_entropy, even(3)), [4]),
     "entropy in blocks": Case({"sampler": "entropy", "block_length": 2}, by_blind(negative_entropy, even(2)), [2, 2]),
+    "eb": Case({"sampler": "eb", "gamma": 0.9}, by_blind(negative_entropy, entropy_budget(negative_entropy, 0.9)), [4]),
+    "eb in blocks": Case(
+        {"sampler": "eb", "gamma": 0.9, "block_length": 2},
+        by_blind(negative_entropy, entropy_budget(negative_entropy, 0.9)),
+        [2, 2],
+    ),
+    "eb by probability": Case(
+        {"sampler": "eb", "gamma": 0.6, "order": "max"},
+        by_blind(lambda at, i: max(at.p[i]), entropy_budget(lambda at, i: max(at.p[i]), 0.6)),
+        [4],
+    ),
+    "eb by margin": Case(
+        {"sampler": "eb", "gamma": 0.6, "order": "margin"}, by_blind(margin, entropy_budget(margin, 0.6)), [4]
+    ),
     "eoser": Case(
         {"sampler": "eoser", "eos_min_gamma": 0.2},
         by_drawn(discounted(lambda step: 0.2 + 0.8 * step / 3), whatever(even(4))),
@@ -289,6 +314,23 @@ def test_a_random_choice_among_drawn_confidences_has_no_likelihood():
     assert ((out.events.conf > 0) & (out.events.conf <= 1)).all()
 
 
+def test_without_a_budget_the_positions_without_entropy_are_written_and_one_more():
+    model = Table(longest=5)
+    for n, table in model.tables.items():
+        certain = torch.zeros(n, dtype=torch.bool)
+        certain[[i for i in (2, 4) if i < n]] = True  # completion positions 1 and 3
+        point_mass = torch.full_like(table, -math.inf).index_fill(-1, torch.tensor([1]), 0.0)
+        model.tables[n] = torch.where(certain[:, None], point_mass, table)
+    for order in ("entropy", "max", "margin"):
+        out = generate(model, [[1]] * 9, gen_length=4, temperature=1.0, sampler="eb", gamma=0.0, order=order)
+        assert (out.reveal_step[:, [1, 3]] == 1).all()
+        assert out.reveal_step[:, [0, 2]].sort(dim=1).values.tolist() == [[1, 2]] * 9
+    one_each = generate(Table(longest=5), [[1]] * 9, gen_length=4, temperature=1.0, sampler="eb", gamma=0.0)
+    assert one_each.reveal_step.sort(dim=1).values.tolist() == [[1, 2, 3, 4]] * 9
+    at_once = generate(Table(longest=5), [[1]] * 9, gen_length=4, temperature=1.0, sampler="eb", gamma=99.0)
+    assert at_once.nfe == [1] * 9
+
+
 def test_dream_reads_the_distribution_of_temperature_1_when_it_draws_greedily():
     model = Table(longest=5)
     warm = by_drawn(lambda at, i, v: at.q[i][v], whatever(QUOTA))
@@ -344,6 +386,10 @@ def moments(model, prompt, blocks, rule, temperature, top_p) -> list[Moment]:
         ({"sampler": "maskgit", "choice_temperature": -1.0}, "choice_temperature is -1.0"),
         ({"sampler": "first_hitting", "steps": 4}, "decides by itself how many"),
         ({"sampler": "sdar", "threshold": 0.0}, "threshold is 0.0"),
+        ({"sampler": "eb", "gamma": -0.1}, "gamma is -0.1; expected a finite number of nats, at least 0"),
+        ({"sampler": "eb", "gamma": math.inf}, "gamma is inf"),
+        ({"sampler": "eb", "order": "drawn"}, "order is 'drawn'; expected 'entropy', 'max' or 'margin'"),
+        ({"sampler": "eb", "steps": 2}, "decides by itself how many"),
     ],
 )
 def test_wrong_settings_are_refused(arguments, message):

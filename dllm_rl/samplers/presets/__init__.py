@@ -14,10 +14,11 @@ from dllm_rl.samplers.presets.adaptive import Dus, KlassSampler, LocalLeapSample
 from dllm_rl.samplers.presets.blind import AncestralSteps, FirstHitting, LowEntropy, MaskGit, TopMargin
 from dllm_rl.samplers.presets.dream import Dream
 from dllm_rl.samplers.presets.eoser import Ass, Eoser, EoserAss
-from dllm_rl.samplers.presets.fast import FastFactor, FastThreshold
+from dllm_rl.samplers.presets.fast import EbSampler, FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
 from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
+from dllm_rl.samplers.presets.remdm import Remdm, RemdmLlada
 from dllm_rl.samplers.presets.request import Preset, Request
 from dllm_rl.samplers.presets.sdar import Sdar
 
@@ -37,7 +38,10 @@ PRESETS: Mapping[str, type[Preset]] = {
     "pc": Pc,
     "pc_linear": PcLinear,
     "sdar": Sdar,
+    "remdm": Remdm,
+    "remdm_llada": RemdmLlada,
     "factor": FastFactor,
+    "eb": EbSampler,
     "klass": KlassSampler,
     "localleap": LocalLeapSampler,
     "dus": Dus,
