@@ -125,7 +125,7 @@ def generate_json(
         cache=cache,
         options=options,
     )
-    rows, _ = complete_json(
+    return complete_json(
         model,
         prompts,
         schema,
@@ -136,8 +136,7 @@ def generate_json(
         chat=chat,
         seed=seed,
         batch_size=batch_size,
-    )
-    return rows
+    )[0]
 
 
 def complete_json(
