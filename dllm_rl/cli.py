@@ -118,7 +118,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     seconds, as_lines = time.monotonic() - started, arguments.prompts is not None
     _write_trace(arguments, done, model, settings)
     _print_texts([row.record for row in rows] or list(map(asdict, done.texts)), as_lines, terminal)
-    _print_facts(done, seconds, settings.gen_length if schema is None else None)
+    _print_facts(done, seconds)
     return _tell_violations(rows, as_lines)
 
 
@@ -187,16 +187,16 @@ def _print_texts(texts: Sequence[Mapping[str, Any]], as_lines: bool, terminal: b
             print(row["completion"])
 
 
-def _print_facts(done: Completed, seconds: float, gen_length: int | None) -> None:
-    """On stderr, so that the text is all there is on stdout; with `gen_length`, also of texts without an end."""
+def _print_facts(done: Completed, seconds: float) -> None:
+    """On stderr, so that the text is all there is on stdout."""
     from dllm_rl.diffusion.trajectory import Op
 
     tokens, forwards = int((done.trajectory.events.op == Op.WRITE).sum()), sum(done.trajectory.nfe)
     rate = f"{tokens / forwards:.2f} tokens per forward, " if forwards else ""
     facts = f"{tokens} tokens written in {forwards} forwards, {rate}{seconds:.1f} s"
-    if gen_length is not None and (endless := sum(not row.finished for row in done.texts)):
+    if endless := sum(not row.finished for row in done.texts):
         which = "" if len(done.texts) == 1 else f" in {endless} of {len(done.texts)} rows"
-        facts += f"; no end of text within --gen-length {gen_length}{which}"
+        facts += f"; no end of text within {done.trajectory.gen_length} tokens{which}"
     print(f"dllm-rl: {facts}", file=sys.stderr)
 
 

@@ -121,6 +121,7 @@ def test_any_text_leaves_the_skeleton_whole(one, other):
         ({"enum": [1, 2]}, '"1"', None, "one of 1, 2"),
         ({"enum": [1, 2]}, "null", None, "one of 1, 2"),
         ({"enum": [True]}, "1", None, "one of true"),
+        ({"enum": [True, 2]}, "1", 1, "one of true, 2"),
         ({"enum": [True]}, "false", False, "one of true"),
         ({"enum": [1.5e10, None]}, "15e9", 15e9, None),
         ({"enum": ["a", None]}, '"b"', "b", 'one of "a", null'),
