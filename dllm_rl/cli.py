@@ -10,11 +10,11 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dllm_rl.errors import DllmRlError, RecipeError
 
@@ -23,23 +23,28 @@ if TYPE_CHECKING:
     from dllm_rl.models.denoiser import DiffusionModel
     from dllm_rl.recipe.build import RunResult
     from dllm_rl.rollouts.engine import RolloutSettings
-    from dllm_rl.rollouts.generate_text import Completed, GeneratedText
+    from dllm_rl.rollouts.generate_json import GeneratedJson
+    from dllm_rl.rollouts.generate_text import Completed
     from dllm_rl.rollouts.text import Prompt
+
+
+GEN_LENGTH = 256
+ROOM = ("value_tokens", "null_text")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 2, after one line on stderr, for a mistake in what the user gave. Other failures raise.
+        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 1 if a model wrote what does
+        not fit the schema it was given. Other failures raise.
     """
     arguments = _parser().parse_args(argv)
     try:
-        arguments.command(arguments)
+        return arguments.command(arguments) or 0
     except DllmRlError as error:
         print(f"dllm-rl: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def run_as_script(argv: Sequence[str]) -> int:
@@ -91,30 +96,65 @@ def _cite(arguments: argparse.Namespace) -> None:
     print(load_recipe(arguments.recipe, arguments.overrides).algorithm.citation)
 
 
-def _generate(arguments: argparse.Namespace) -> None:
+def _generate(arguments: argparse.Namespace) -> int:
     prompts = [_prompt(arguments)] if arguments.prompts is None else _prompts(arguments.prompts)
+    settings, schema = _settings(arguments), _schema(arguments)
     for flag in ("trace", "html"):
         if (path := getattr(arguments, flag)) is not None:
             _refuse_unwritable(f"--{flag}", Path(path))
-    settings = _settings(arguments)
     model = _model(arguments)
+    from dllm_rl.rollouts.generate_json import complete_json
     from dllm_rl.rollouts.generate_text import complete, complete_live
     from dllm_rl.rollouts.terminal import draws_in_place
 
     terminal, started = draws_in_place(sys.stdout), time.monotonic()
     run = partial(complete_live, stream=sys.stdout) if terminal else complete
-    done = run(
-        model,
-        prompts,
-        settings,
-        chat=not arguments.raw,
-        seed=arguments.seed,
-        batch_size=arguments.batch_size,
-    )
-    seconds = time.monotonic() - started
+    how = {"chat": not arguments.raw, "seed": arguments.seed, "batch_size": arguments.batch_size}
+    rows: list[GeneratedJson] = []
+    if schema is None:
+        done = run(model, prompts, settings, **how)
+    else:
+        rows, done = complete_json(model, prompts, schema, settings, run, **how, **_given(arguments, ROOM))
+    seconds, as_lines = time.monotonic() - started, arguments.prompts is not None
     _write_trace(arguments, done, model, settings)
-    _print_texts(done.texts, as_lines=arguments.prompts is not None, terminal=terminal)
-    _print_facts(done, seconds, arguments.gen_length)
+    _print_texts([row.record for row in rows] or list(map(asdict, done.texts)), as_lines, terminal)
+    _print_facts(done, seconds)
+    return _tell_violations(rows, as_lines)
+
+
+def _schema(arguments: argparse.Namespace) -> Any:
+    """What --schema names, tried before a model is loaded."""
+    if arguments.schema is None:
+        if given := _given(arguments, ROOM):
+            raise RecipeError(f"{_flag(min(given))}: is about the values of a --schema, and there is none")
+        return None
+    if given := _given(arguments, ("gen_length", "stop_at_eos")):
+        raise RecipeError(
+            f"{_flag(min(given))}: has no meaning with --schema, whose skeleton is written to its end; leave it out"
+        )
+    from dllm_rl.rollouts.json_schema import compile_schema, read_schema
+
+    schema = read_schema(Path(arguments.schema))
+    compile_schema(schema, **_given(arguments, ROOM[:1]))
+    return schema
+
+
+def _given(arguments: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Those of the arguments that were not left out."""
+    given = {name: getattr(arguments, name) for name in names}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _tell_violations(rows: Sequence[GeneratedJson], as_lines: bool) -> int:
+    """On stderr, each value that does not fit its schema; 1 if there are any."""
+    for index, row in enumerate(rows):
+        for one in row.violations:
+            print(f"dllm-rl: {f'row {index}, ' if as_lines else ''}{one}", file=sys.stderr)
+    return int(any(row.violations for row in rows))
 
 
 def _write_trace(
@@ -133,21 +173,21 @@ def _write_trace(
         write_replay(Path(arguments.html), trace)
 
 
-def _print_texts(texts: Sequence[GeneratedText], as_lines: bool, terminal: bool) -> None:
+def _print_texts(texts: Sequence[Mapping[str, Any]], as_lines: bool, terminal: bool) -> None:
     """The text of one prompt as it is; of a file, JSON lines that `eval --score` reads, or headed texts to look at."""
     from dllm_rl.rollouts.view import visible
 
     for index, row in enumerate(texts):
         if terminal:
-            heading = f"--- {index}: {visible(row.prompt)[:60]}\n" if as_lines else ""
-            print(heading + visible(row.completion, keep="\n\t"))  # nothing a model writes may steer the terminal
+            heading = f"--- {index}: {visible(row['prompt'])[:60]}\n" if as_lines else ""
+            print(heading + visible(row["completion"], keep="\n\t"))  # nothing a model writes may steer the terminal
         elif as_lines:
-            print(json.dumps({"index": index, **asdict(row)}, ensure_ascii=False))
+            print(json.dumps({"index": index, **row}, ensure_ascii=False))
         else:
-            print(row.completion)
+            print(row["completion"])
 
 
-def _print_facts(done: Completed, seconds: float, gen_length: int) -> None:
+def _print_facts(done: Completed, seconds: float) -> None:
     """On stderr, so that the text is all there is on stdout."""
     from dllm_rl.diffusion.trajectory import Op
 
@@ -156,7 +196,7 @@ def _print_facts(done: Completed, seconds: float, gen_length: int) -> None:
     facts = f"{tokens} tokens written in {forwards} forwards, {rate}{seconds:.1f} s"
     if endless := sum(not row.finished for row in done.texts):
         which = "" if len(done.texts) == 1 else f" in {endless} of {len(done.texts)} rows"
-        facts += f"; no end of text within --gen-length {gen_length}{which}"
+        facts += f"; no end of text within {done.trajectory.gen_length} tokens{which}"
     print(f"dllm-rl: {facts}", file=sys.stderr)
 
 
@@ -230,7 +270,7 @@ def _settings(arguments: argparse.Namespace) -> RolloutSettings:
     preset(arguments.sampler, options)  # tells of a mistake before a model is loaded
     return RolloutSettings(
         sampler=arguments.sampler,
-        gen_length=arguments.gen_length,
+        gen_length=GEN_LENGTH if arguments.gen_length is None else arguments.gen_length,
         steps=arguments.steps,
         block_length=arguments.block_length,
         temperature=arguments.temperature,
@@ -321,7 +361,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dllm-rl", description="Post-training of diffusion language models.")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], text: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         added.set_defaults(command=function)
         return added
@@ -361,6 +401,9 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--raw", action="store_true", help="continue the text as it is, without the chat template")
     parser.add_argument("--batch-size", type=int, default=64, help="prompts per forward (default: %(default)s)")
+    parser.add_argument("--schema", metavar="FILE", help="write JSON that fits the schema in this .json file")
+    parser.add_argument("--value-tokens", type=int, help="room of a value without x-tokens in the schema (default: 16)")
+    parser.add_argument("--null-text", metavar="TEXT", help="what unused room is filled with (default: <none>)")
     parser.add_argument("--trace", metavar="FILE", help="write everything that happened, as JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page that replays it")
     _add_sampling(parser)
@@ -381,7 +424,7 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sampler", default="llada", help="preset (default: %(default)s)")
-    parser.add_argument("--gen-length", type=int, default=256, help="tokens to write (default: %(default)s)")
+    parser.add_argument("--gen-length", type=int, help=f"tokens to write (default: {GEN_LENGTH})")
     parser.add_argument("--steps", type=int, help="denoising steps over all blocks (default: one per token)")
     parser.add_argument("--block-length", type=int, help="tokens per block (default: one block)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: %(default)s)")

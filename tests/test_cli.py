@@ -9,7 +9,6 @@ import torch
 
 import dllm_rl
 from dllm_rl.cli import _print_texts, main
-from dllm_rl.rollouts.generate_text import GeneratedText
 from dllm_rl.rollouts.trace_file import read_trace
 from tests.rollouts.screens import Screen, shown
 
@@ -181,7 +180,7 @@ def test_on_a_terminal_several_prompts_leave_their_texts_only(monkeypatch: pytes
 
 def test_nothing_a_model_writes_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminal(monkeypatch)
-    trouble = GeneratedText("p\x1b[2J", "a\x1b]0;title\x07\n\tb", finished=True, forwards=1)
+    trouble = {"prompt": "p\x1b[2J", "completion": "a\x1b]0;title\x07\n\tb"}
     _print_texts([trouble], as_lines=True, terminal=True)
     assert screen.getvalue() == "--- 0: p<1B>[2J\na<1B>]0;title<07>\n\tb\n"
 

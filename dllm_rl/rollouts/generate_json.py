@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
-import torch
-
-from dllm_rl import rng
 from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.diffusion.trajectory import Trajectory
-from dllm_rl.errors import DataError
+from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
-from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.generate_text import prompt_ids
+from dllm_rl.rollouts.engine import RolloutSettings
+from dllm_rl.rollouts.generate_text import Completed, complete
+from dllm_rl.rollouts.json_schema import VALUE_TOKENS
 from dllm_rl.rollouts.scaffold import NULL_TEXT, Violation, instruction, scaffold_of
-from dllm_rl.rollouts.text import tokenizer_of
+from dllm_rl.rollouts.text import Prompt, prompt_text, tokenizer_of
+from dllm_rl.samplers.canvas import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +38,17 @@ class GeneratedJson:
         """Network evaluations it took."""
         return self.trajectory.nfe[0]
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a file of completions holds about it."""
+        return {
+            "prompt": self.prompt,
+            "completion": self.text,
+            "finished": True,
+            "forwards": self.forwards,
+            "violations": [asdict(one) for one in self.violations],
+        }
+
     def checked(self) -> Any:
         """The value.
 
@@ -46,18 +56,34 @@ class GeneratedJson:
             DataError: it is not what the schema asks for; every field that is not is named.
         """
         if self.violations:
-            wrong = "; ".join(f"{one.path}: found {one.found!r}, expected {one.expected}" for one in self.violations)
+            wrong = "; ".join(map(str, self.violations))
             raise DataError(f"what was written for the prompt {self.prompt[:80]!r} does not fit the schema: {wrong}")
         return self.value
 
 
+class Completer(Protocol):
+    """`complete`, or something that does the same and shows it."""
+
+    def __call__(
+        self,
+        model: DiffusionModel,
+        prompts: Sequence[Prompt],
+        settings: RolloutSettings,
+        *,
+        chat: bool,
+        seed: int,
+        batch_size: int | None,
+        fixed: Template,
+    ) -> Completed: ...
+
+
 def generate_json(
     model: DiffusionModel,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     schema: Any,
     *,
     sampler: str = "llada",
-    steps: int | None = 16,
+    steps: int | None = None,
     block_length: int | None = None,
     temperature: float = 0.0,
     cfg_scale: float = 0.0,
@@ -65,7 +91,7 @@ def generate_json(
     top_k: int | None = None,
     cache: str = "none",
     options: Mapping[str, Any] = MappingProxyType({}),
-    value_tokens: int = 16,
+    value_tokens: int = VALUE_TOKENS,
     null_text: str = NULL_TEXT,
     instruct: bool = True,
     chat: bool = True,
@@ -78,7 +104,9 @@ def generate_json(
     Wrong to use for values whose length cannot be guessed beforehand: what does not fit into its room is not written.
 
     Args:
-        steps: forwards of all blocks together; None is one per token, and for samplers that decide by themselves.
+        prompts: texts or chat messages.
+        steps: forwards of all blocks together, 16 in the paper; None for one per token, and for samplers that decide
+            by themselves.
         instruct: put `scaffold.instruction` after each prompt; False when the prompts say it in their own words.
 
     Raises:
@@ -86,13 +114,8 @@ def generate_json(
         DataError: there are no prompts, or one is empty, or too long together with the skeleton.
         ModelContractError: the model came without a tokenizer or a chat template, or with one that is not exact.
     """
-    scaffold = scaffold_of(schema, tokenizer_of(model), value_tokens=value_tokens, null_text=null_text)
-    after = f"\n\n{instruction(schema, null_text)}\n" if instruct else ""
-    ids = prompt_ids(model, [prompt + after for prompt in prompts], chat)
-    template = [*scaffold.template, *_ending(len(scaffold.template), model.spec, block_length)]
     settings = RolloutSettings(
         sampler=sampler,
-        gen_length=len(template),
         steps=steps,
         block_length=block_length,
         temperature=temperature,
@@ -102,13 +125,70 @@ def generate_json(
         cache=cache,
         options=options,
     )
-    keys = rng.sample_keys(seed, torch.arange(len(ids)))
-    out = LocalEngine(model, settings, batch_size).generate(ids, keys, fixed=[template] * len(ids))
-    readings = map(scaffold.read, out.completions)
-    return [
-        GeneratedJson(prompt, reading.value, reading.text, reading.violations, out.select([row]))
-        for row, (prompt, reading) in enumerate(zip(prompts, readings, strict=True))
+    return complete_json(
+        model,
+        prompts,
+        schema,
+        settings,
+        value_tokens=value_tokens,
+        null_text=null_text,
+        instruct=instruct,
+        chat=chat,
+        seed=seed,
+        batch_size=batch_size,
+    )[0]
+
+
+def complete_json(
+    model: DiffusionModel,
+    prompts: Sequence[Prompt],
+    schema: Any,
+    settings: RolloutSettings,
+    run: Completer = complete,
+    *,
+    value_tokens: int = VALUE_TOKENS,
+    null_text: str = NULL_TEXT,
+    instruct: bool = True,
+    chat: bool = True,
+    seed: int = 0,
+    batch_size: int | None = None,
+) -> tuple[list[GeneratedJson], Completed]:
+    """As `generate_json`; also how it came to be, of the prompts as the model saw them.
+
+    Args:
+        settings: but for `gen_length`, which is the skeleton's.
+    """
+    if settings.stop_at_eos:
+        raise RecipeError("stop_at_eos is set, and a skeleton is written to its end; leave it out")
+    scaffold = scaffold_of(schema, tokenizer_of(model), value_tokens=value_tokens, null_text=null_text)
+    template = [*scaffold.template, *_ending(len(scaffold.template), model.spec, settings.block_length)]
+    texts = [prompt_text(prompt) for prompt in prompts]
+    if "" in (blank := [text.strip() for text in texts]):
+        raise DataError(f"prompt {blank.index('')} is empty; expected some text")
+    after = f"\n\n{instruction(schema, null_text)}\n" if instruct else ""
+    done = run(
+        model,
+        [_followed(prompt, after) for prompt in prompts],
+        replace(settings, gen_length=len(template)),
+        chat=chat,
+        seed=seed,
+        batch_size=batch_size,
+        fixed=template,
+    )
+    readings = map(scaffold.read, done.trajectory.completions)
+    rows = [
+        GeneratedJson(text, reading.value, reading.text, reading.violations, done.trajectory.select([row]))
+        for row, (text, reading) in enumerate(zip(texts, readings, strict=True))
     ]
+    return rows, done
+
+
+def _followed(prompt: Prompt, after: str) -> Prompt:
+    """The prompt with more text at its end, which is that of the last message."""
+    if isinstance(prompt, str):
+        return prompt + after
+    *before, last = prompt
+    return [*before, {**last, "content": last["content"] + after}]
 
 
 def _ending(length: int, spec: DiffusionSpec, block_length: int | None) -> list[int]:

@@ -18,6 +18,7 @@ from dllm_rl.rollouts.terminal import Live, Painter, glyphs_of
 from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt, prompt_text, token_text, tokenizer_of
 from dllm_rl.rollouts.trace import SamplerFacts, Trace, token_ids, trace_of
 from dllm_rl.rollouts.view import View
+from dllm_rl.samplers.canvas import Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,7 @@ def complete(
     seed: int = 0,
     batch_size: int | None = None,
     watch: WatchRows | None = None,
+    fixed: Template | None = None,
 ) -> Completed:
     """Generate a completion for each prompt, and keep what happened.
 
@@ -72,15 +74,17 @@ def complete(
         prompts: texts or chat messages.
         chat: give each prompt to the tokenizer's chat template, a text as a user's message; False continues the text as
             it is.
+        fixed: ids of every completion that are given, None where one is to be written; see `samplers.generate`.
 
     Raises:
-        DataError: a prompt is empty.
+        DataError: a prompt is empty, or `fixed` does not fit.
         ModelContractError: the model came without a tokenizer, or the tokenizer has no chat template.
     """
     decode = decode_until_eos(model)
     ids = prompt_ids(model, prompts, chat)
     engine = LocalEngine(model, settings, batch_size)
-    out = engine.generate(ids, rng.sample_keys(seed, torch.arange(len(prompts))), watch=watch)
+    keys, given = rng.sample_keys(seed, torch.arange(len(prompts))), None if fixed is None else [fixed] * len(prompts)
+    out = engine.generate(ids, keys, watch=watch, fixed=given)
     rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), out.nfe, strict=True)
     blocks = [row.unique_consecutive(return_counts=True)[1].tolist() for row in engine.sampler.blocks.layout(ids)]
     return Completed([GeneratedText(*row) for row in rows], out, blocks)
@@ -95,6 +99,7 @@ def complete_live(
     chat: bool = True,
     seed: int = 0,
     batch_size: int | None = None,
+    fixed: Template | None = None,
 ) -> Completed:
     """As `complete`, with the canvases drawn on the terminal `stream` while they are denoised.
 
@@ -109,7 +114,7 @@ def complete_live(
 
     with Painter(stream) as painter:
         live = Live(painter, view)
-        done = complete(model, prompts, settings, chat=chat, seed=seed, batch_size=batch_size, watch=live)
+        done = complete(model, prompts, settings, chat=chat, seed=seed, batch_size=batch_size, watch=live, fixed=fixed)
         live.finish(keep=len(prompts) == 1)
     return done
 
@@ -125,7 +130,7 @@ def trace_of_text(done: Completed, model: DiffusionModel, settings: RolloutSetti
         model=name,
         sampler=SamplerFacts(
             name=settings.sampler,
-            gen_length=settings.gen_length,
+            gen_length=done.trajectory.gen_length,
             steps=settings.steps,
             block_length=settings.block_length,
             temperature=settings.temperature,

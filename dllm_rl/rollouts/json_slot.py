@@ -11,14 +11,23 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-NUMBERS = {
-    "integer": re.compile(r"-?(0|[1-9][0-9]*)"),
-    "number": re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?"),
-}
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 ESCAPE = re.compile(
     r'\\(?:["\\/bfnrt]|u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?![dD][89a-fA-F])[0-9a-fA-F]{4})'
 )
 """What JSON calls an escape, but for halves of a surrogate pair, which are no character."""
+IS_OF: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
+    {
+        "object": lambda value: isinstance(value, Mapping),
+        "array": lambda value: isinstance(value, list),
+        "string": lambda value: isinstance(value, str),
+        "integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
+        "number": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+        "boolean": lambda value: isinstance(value, bool),
+        "null": lambda value: value is None,
+    }
+)
+"""The types of a schema: whether a value is of one. A number written with a point or an exponent is no integer."""
 LIMITS: Mapping[str, Callable[[Any, Any], bool]] = MappingProxyType(
     {
         "minLength": lambda text, least: len(text) >= least,
@@ -59,6 +68,16 @@ class Slot:
         }.get(self.kind, f"a finite {self.kind} as JSON writes it")
         return what + (f" with {bounds}" if bounds else "") + (", or null" if self.nullable else "")
 
+    @property
+    def foreseen(self) -> tuple[str, ...]:
+        """What is known beforehand to be written, perhaps."""
+        values = (
+            *self.choices,
+            *((True, False) if self.kind == "boolean" else ()),
+            *((None,) if self.nullable else ()),
+        )
+        return tuple(dumps(value)[1:-1] if self.quoted else dumps(value) for value in values)
+
     def read(self, written: str) -> tuple[str, bool]:
         """What `written` is in JSON, without the quotes that are in the skeleton, and whether the schema allows it.
 
@@ -68,23 +87,21 @@ class Slot:
         if self.quoted:
             text = string_of(written)
             return dumps(text)[1:-1], self._allows(text)
-        if self.nullable and written == "null":
-            return "null", True
-        if self.kind == "string" and len(written) > 1 and written[0] == written[-1] == '"':
-            text = string_of(written[1:-1])
-            return dumps(text), self._allows(text)
-        if self.kind == "boolean" and written in ("true", "false"):
-            return written, True
-        if self.kind == "enum" and written in map(dumps, self.choices):
-            return written, True
-        number = NUMBERS.get(self.kind)
-        # What a double cannot hold would become infinite, which JSON does not have.
-        if number and number.fullmatch(written) and math.isfinite(float(written)):
-            return written, self._allows(json.loads(written))
-        return "null", False
+        scalar = _scalar(written)
+        if scalar is None or not self._is_of(scalar[1]):
+            return "null", False
+        text, value = scalar
+        return text, value is None or self._allows(value)
+
+    def _is_of(self, value: Any) -> bool:
+        if value is None:
+            return self.nullable or None in self.choices
+        if self.kind == "enum":
+            return any(_type(value) == _type(choice) for choice in self.choices)
+        return IS_OF[self.kind](value)
 
     def _allows(self, value: Any) -> bool:
-        chosen = not self.choices or value in self.choices
+        chosen = not self.choices or any((_type(value), value) == (_type(choice), choice) for choice in self.choices)
         return chosen and all(LIMITS[name](value, bound) for name, bound in self.limits.items())
 
 
@@ -94,5 +111,25 @@ def string_of(written: str) -> str:
 
 
 def dumps(value: Any) -> str:
-    """A value as JSON, letters of any script as they are."""
+    """A value as JSON, letters of any script as they are.
+
+    Raises:
+        ValueError: it holds a number that is not finite, or itself.
+        TypeError: it holds something that JSON does not have.
+    """
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _scalar(written: str) -> tuple[str, Any] | None:
+    """A text in quotes, a number, true, false or null, as JSON and as a value; None if it is nothing of these."""
+    if len(written) > 1 and written[0] == written[-1] == '"':
+        text = string_of(written[1:-1])
+        return dumps(text), text
+    # What a double cannot hold would become infinite, which JSON does not have.
+    number = NUMBER.fullmatch(written) and math.isfinite(float(written))
+    return (written, json.loads(written)) if number or written in ("true", "false", "null") else None
+
+
+def _type(value: Any) -> str:
+    """Integers are numbers: 1 and 1.0 are the same choice, 1 and true are not."""
+    return next(name for name in ("string", "boolean", "number", "null") if IS_OF[name](value))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dllm_rl.errors import DataError, ModelContractError, RecipeError, one_line
-from dllm_rl.rollouts.json_schema import Piece, compile_schema
+from dllm_rl.rollouts.json_schema import VALUE_TOKENS, Piece, compile_schema
 from dllm_rl.rollouts.json_slot import Slot, dumps
 
 NULL_TEXT = "<none>"
@@ -22,6 +22,9 @@ class Violation:
     found: str
     """What was written, null text and white space around it stripped."""
     expected: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: found {self.found!r}, expected {self.expected}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,9 @@ class Scaffold:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
-def scaffold_of(schema: Any, tokenizer: Any, *, value_tokens: int = 16, null_text: str = NULL_TEXT) -> Scaffold:
+def scaffold_of(
+    schema: Any, tokenizer: Any, *, value_tokens: int = VALUE_TOKENS, null_text: str = NULL_TEXT
+) -> Scaffold:
     """The skeleton of a JSON schema in a tokenizer's ids.
 
     Each run of known text is tokenised by itself, so that no token belongs both to the skeleton and to a value. What a
@@ -92,9 +97,9 @@ def scaffold_of(schema: Any, tokenizer: Any, *, value_tokens: int = 16, null_tex
         null_text: what the model is told to fill unused room with; the fewer tokens it takes the better.
 
     Raises:
-        RecipeError: the schema cannot be used, null_text is empty, or a choice does not fit into its room or looks like
-            null text.
-        DataError: the tokenizer has no ids for the skeleton or a choice.
+        RecipeError: the schema cannot be used, null_text is empty, or a choice (true, false and null are such too) does
+            not fit into its room or looks like null text.
+        DataError: the tokenizer has no ids for the skeleton or a choice, or takes a part of it for a special token.
         ModelContractError: it does not give the skeleton back.
 
     Source: Xiong et al. (S3), https://arxiv.org/abs/2507.04504. There a quote inside a value breaks the JSON; here
@@ -133,8 +138,7 @@ def strip_null(written: str, null_text: str) -> str:
 
 
 def _refuse_misfits(slot: Slot, tokenizer: Any, null_text: str) -> None:
-    for choice in slot.choices:
-        text = dumps(choice)[1:-1] if slot.quoted else dumps(choice)
+    for text in slot.foreseen:
         if strip_null(text, null_text) != text:
             raise RecipeError(
                 f"schema at {slot.path}: the choice {text} could not be told from null text {null_text!r} or white "
@@ -153,6 +157,8 @@ def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
         ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     except Exception as error:  # the tokenizers library raises nothing narrower
         raise DataError(f"the tokenizer has no ids for {text[:80]!r}: {one_line(error)}") from error
+    if set(ids) & set(tokenizer.all_special_ids):
+        raise DataError(f"the tokenizer takes a part of {text[:80]!r} for a special token, which is no text; reword it")
     # Twice, because some tokenizers begin every text with a space, which decoding takes off the first one only.
     back = tokenizer.decode(ids * 2, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     if back != text * 2:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import fields
 from math import isclose, isnan
 from pathlib import Path
@@ -13,6 +14,9 @@ from pydantic import ValidationError
 from dllm_rl.diffusion.trajectory import Events, Op
 from dllm_rl.errors import DataError
 from dllm_rl.rollouts.trace import Trace
+
+KEY = re.compile(r"-?[0-9]{1,19}")
+"""What may be an integer of 64 bits."""
 
 
 def write_trace(path: Path, trace: Trace) -> None:
@@ -84,7 +88,7 @@ def _in_rows(trace: Trace) -> list[str]:
             )
         if (row.entropy is None) != (trace.rows[0].entropy is None) or (row.entropy and len(row.entropy) != steps):
             complaints.append(f"{place}.entropy does not have the {steps} entries that selection_logp has")
-        if not row.key.isascii() or not row.key.removeprefix("-").isdigit() or not -(2**63) <= int(row.key) < 2**63:
+        if not KEY.fullmatch(row.key) or not -(2**63) <= int(row.key) < 2**63:
             complaints.append(f"{place}.key is {row.key!r}; expected an integer of 64 bits in decimal")
         if row.blocks is not None and sum(row.blocks) != trace.gen_length:
             complaints.append(f"{place}.blocks make {sum(row.blocks)} positions; gen_length is {trace.gen_length}")

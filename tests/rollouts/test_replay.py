@@ -154,6 +154,26 @@ def test_the_script_replays_what_the_trajectory_says() -> None:
         assert facts["mean"] == [None if mean is None else pytest.approx(mean, rel=1e-4) for mean in means]
 
 
+def test_what_was_given_is_not_counted_and_the_plain_text_is_the_tokenizers() -> None:
+    made = rollout(rows=2, length=16, seed=2)
+    last = made.num_steps
+    program = f"""
+    const plain = [], drawn = [];
+    for (let row = 0; row < 2; row++) for (let step = 0; step <= {last}; step++) {{
+      plain.push(plainOf(trace, bounds, row, step));
+      drawn.push(drawnBy(seriesOf(trace, bounds, row), step));
+    }}
+    console.log(JSON.stringify([plain, drawn]));
+    """
+    plain, drawn = in_node(Page(replay_page(trace(made))), program)
+    for place, (row, step) in enumerate((row, step) for row in range(2) for step in range(last + 1)):
+        here = (made.events.op == Op.WRITE) & (made.events.row == row) & (made.events.step <= step)
+        assert drawn[place] == int(here.sum())
+        tokens = made.completion_canvas(step)[row].tolist()
+        whole = "".join(TEXTS[token] for token in tokens if token not in (EOS, made.mask_id))
+        assert plain[place] == (whole if step < made.nfe[row] else "text")
+
+
 def test_the_script_shows_what_cannot_be_seen_and_tells_a_positions_story() -> None:
     made = trace(rollout(rows=1, length=16, seed=2))
     events = made.events

@@ -125,6 +125,7 @@ SPOILT: list[tuple[Callable[[Content], object], str]] = [
     (lambda c: c["rows"][1].update(entropy=None), "rows[1].entropy does not have"),
     (lambda c: c["rows"][2]["entropy"].pop(), "rows[2].entropy does not have"),
     (lambda c: c["rows"][0].update(key="1.5"), "rows[0].key is '1.5'"),
+    (lambda c: c["rows"][0].update(key="9" * 5000), "rows[0].key is '9999"),
     (lambda c: c["rows"][0].update(key=str(2**63)), "rows[0].key is '9223372036854775808'"),
     (lambda c: c["rows"][0].update(blocks=[4, 4]), "rows[0].blocks make 8 positions; gen_length is 12"),
     (put("row", -1, 3), "there are 3 rows"),
