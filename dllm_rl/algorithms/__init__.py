@@ -7,10 +7,11 @@ from typing import Annotated
 from pydantic import Field
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+from dllm_rl.algorithms.cj_grpo import CJGRPO
 from dllm_rl.algorithms.diffu_grpo import DiffuGRPO
 from dllm_rl.algorithms.sft import SFT
 from dllm_rl.algorithms.vrpo import VRPO
 
-AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO, Field(discriminator="type")]
+AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO | CJGRPO, Field(discriminator="type")]
 
-__all__ = ["SFT", "VRPO", "Algorithm", "AlgorithmSection", "Batch", "DiffuGRPO", "Loss", "Scores"]
+__all__ = ["CJGRPO", "SFT", "VRPO", "Algorithm", "AlgorithmSection", "Batch", "DiffuGRPO", "Loss", "Scores"]

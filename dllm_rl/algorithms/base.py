@@ -16,8 +16,22 @@ if TYPE_CHECKING:
     from jaxtyping import Float, Int64
     from torch import Tensor
 
+    from dllm_rl.diffusion.trajectory import Trajectory
+    from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
     from dllm_rl.objectives.reduce import Mean
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What one micro-batch learns from, before any view is drawn."""
+
+    sequences: Sequences
+    keys: Int64[Tensor, " B"]
+    """One per sequence; whatever is drawn for it is folded from it."""
+    advantage: Float[Tensor, " B"] | None = None
+    trajectory: Trajectory | None = None
+    """How the sequences came to be; None for texts and pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,8 @@ class Batch:
     when they are its own scores."""
     reference_logp: Float[Tensor, "R N"] | None = None
     """Scores of the reference model, on the same views."""
+    transform: Transform | None = None
+    """The distribution that everything is scored under; None is the full softmax at temperature 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +107,17 @@ class Algorithm(BaseModel, abc.ABC):
         """What of the sequences the model is shown. By default: up to the last scored position."""
         return replace(sequences, attend=sequences.attend & (~sequences.completion | sequences.scored))
 
-    @abc.abstractmethod
     def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
-        """The views to score; the only place where an algorithm draws."""
+        """Random views of the sequences. Not asked of algorithms that replay trajectories."""
+        raise NotImplementedError(f"{type(self).__name__} draws no views")
+
+    def prepare(self, material: Material, keys: Int64[Tensor, " B"], mask_id: int) -> Batch:
+        """What to score in one iteration; the only place where an algorithm draws. By default random views.
+
+        Args:
+            keys: those of the material, folded with the iteration.
+        """
+        return Batch(material.sequences, self.views(material.sequences, keys, mask_id), material.advantage)
 
     def iteration_index(self, iteration: int, micro_batch: int, num_micro_batches: int) -> int:
         """Which of the mu sets of views a micro-batch uses in an iteration."""

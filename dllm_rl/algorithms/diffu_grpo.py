@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+from dllm_rl.algorithms.base import Batch, Loss, Scores
 from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings, check_draws
+from dllm_rl.algorithms.group_relative import GroupRelative, Terms
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float, Int64
+    from jaxtyping import Float, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
 
 
-class _Terms(NamedTuple):
-    """Everything that has a probability ratio, U of them in each of T rows."""
-
-    policy: Float[Tensor, "T U"]
-    behaviour: Float[Tensor, "T U"]
-    advantage: Float[Tensor, " T"]
-    scored: Bool[Tensor, "T U"]
-    weight: Float[Tensor, "T U"]
-    """Share of the objective."""
-
-
-class DiffuGRPO(Algorithm):
+class DiffuGRPO(GroupRelative):
     """Group-relative policy optimisation whose token scores come from views instead of a causal factorisation.
 
     With the default corruption each token is scored once, the whole completion hidden and a few prompt tokens hidden
@@ -40,7 +30,6 @@ class DiffuGRPO(Algorithm):
     dropout, on draws that belong to a sample and not to a process.
     """
 
-    source: ClassVar[Literal["text", "pairs", "rollouts"]] = "rollouts"
     citation: ClassVar[str] = (
         "@article{zhao2025d1, title={d1: Scaling Reasoning in Diffusion Large Language Models via Reinforcement "
         "Learning}, author={Zhao, Siyan and Gupta, Devaansh and Zheng, Qinqing and Grover, Aditya}, journal={arXiv "
@@ -48,22 +37,8 @@ class DiffuGRPO(Algorithm):
     )
 
     type: Literal["diffu_grpo"] = "diffu_grpo"
-    clip_low: Annotated[float, Field(gt=0)] = 0.5
-    """The ratio's lower bound is 1 - clip_low."""
-    clip_high: Annotated[float, Field(gt=0)] = 0.5
-    """The ratio's upper bound is 1 + clip_high."""
     ratio_level: Literal["token", "sequence"] = "token"
     """One ratio per token, or one per sequence from its length-mean log-ratio."""
-    kl_coefficient: Annotated[float, Field(ge=0)] = 0.04
-    """Weight of the divergence from the reference; 0 saves scoring it."""
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of that divergence per token."""
-    updates_per_rollout: Annotated[int, Field(ge=1)] = 1
-    """Updates made from one rollout (mu), each on views of its own."""
-    baseline: Literal["mean", "leave_one_out"] = "mean"
-    """What is subtracted from a completion's reward: its group's mean, or the mean of the others."""
-    scale: Literal["none", "group_std"] = "none"
-    """Whether advantages are divided by their group's standard deviation."""
     num_draws: Annotated[int, Field(ge=1)] = 1
     """Views per completion and update; 1 for the fully hidden view."""
     corruption: Annotated[AnyCorruption, Field(discriminator="type")] = FullyHiddenSettings()
@@ -87,18 +62,6 @@ class DiffuGRPO(Algorithm):
         return self
 
     @property
-    def num_iterations(self) -> int:
-        return self.updates_per_rollout
-
-    @property
-    def needs_behaviour(self) -> bool:
-        return True
-
-    @property
-    def needs_reference(self) -> bool:
-        return self.kl_coefficient > 0
-
-    @property
     def is_sum_over_views(self) -> bool:
         return self.ratio_level == "token" or self.num_draws == 1
 
@@ -114,53 +77,28 @@ class DiffuGRPO(Algorithm):
             return iteration
         return (iteration * num_micro_batches + micro_batch + 1) % self.updates_per_rollout
 
-    def advantages(self, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
-        from dllm_rl.objectives.advantages import group_advantages
-
-        return group_advantages(reward, baseline=self.baseline, scale=self.scale)
-
     def count(self, batch: Batch) -> float:
         if self.reduction == "local_token":
             return 1.0
         return float(len(batch.sequences) if self.reduction == "sequence" else batch.sequences.scored.sum())
 
     def loss(self, batch: Batch, scores: Scores) -> Loss:
-        from dllm_rl.objectives.kl import kl
-        from dllm_rl.objectives.policy import clipped_surrogate, is_clipped
-        from dllm_rl.objectives.reduce import masked_mean
-
         views = batch.views.select(scores.view)
-        known = batch.behaviour_logp
-        behaviour = scores.logp.detach() if known is None else known[scores.view]
-        policy, old, advantage, scored, weight = self._terms(batch, views, scores.logp, behaviour)
-        low, high = self.clip_low, self.clip_high
-        surrogate = clipped_surrogate(policy, old, advantage, scored, clip_low=low, clip_high=high)
-        clipped = is_clipped(policy, old, advantage, scored, clip_low=low, clip_high=high)
-        objective = (weight * surrogate).sum()
-        log_ratio = (policy - old).detach()
-        metrics = {
-            "policy/ratio": masked_mean(log_ratio.exp(), scored),
-            "policy/clipped": masked_mean(clipped.double(), scored),
-            "policy/kl_behaviour": masked_mean(-log_ratio, scored),
-        }
-        if batch.reference_logp is not None:
-            divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
-            per_token = self._share(batch)[views.row, None] * views.weight / self.num_draws
-            objective = objective - self.kl_coefficient * (per_token * divergence).sum()
-            metrics["policy/kl_reference"] = masked_mean(divergence.detach(), views.scored)
-        return Loss(-objective, metrics)
+        terms = self._terms(batch, views, scores.logp, self.behaviour_of(batch, scores))
+        per_token = self._share(batch)[views.row, None] * views.weight / self.num_draws
+        return self.clipped_loss(batch, scores, terms, per_token)
 
-    def _terms(self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]) -> _Terms:
+    def _terms(self, batch: Batch, views: Views, logp: Float[Tensor, "S N"], behaviour: Float[Tensor, "S N"]) -> Terms:
         """What has a ratio of its own: each scored token of each view, or each sequence."""
         assert batch.advantage is not None
         share = self._share(batch)
         if self.ratio_level == "token":
             weight = share[views.row, None] * views.weight / self.num_draws
-            return _Terms(logp, behaviour, batch.advantage[views.row], views.scored, weight)
+            return Terms(logp, behaviour, batch.advantage[views.row], views.scored, weight)
         # A sequence is one token here, its log-probability the mean of its tokens': a ratio of geometric means.
         lengths = batch.sequences.scored.sum(-1)
         present = (lengths < 0).index_fill(0, views.row, True)
-        return _Terms(
+        return Terms(
             (self._sums(batch, views, logp) / lengths)[:, None],
             (self._sums(batch, views, behaviour) / lengths)[:, None],
             batch.advantage,

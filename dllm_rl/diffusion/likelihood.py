@@ -47,8 +47,8 @@ def score_views(
 ) -> TokenScores:
     """Log-probabilities of the clean tokens at every view's scored positions, [R, N]; zero elsewhere.
 
-    Differentiable wherever the denoiser is. Under grad, every forward's graph is kept: to bound memory, call it on few
-    views at a time.
+    Of the views' own tokens, where they have some. Differentiable wherever the denoiser is. Under grad, every forward's
+    graph is kept: to bound memory, call it on few views at a time.
 
     Args:
         sequences: all of them; `views.row` points into them.
@@ -62,7 +62,7 @@ def score_views(
         groups.append(
             denoiser.score(
                 group.canvas,
-                clean.tokens,
+                clean.tokens if group.tokens is None else group.tokens,
                 group.scored,
                 clean.attend,
                 transform,

@@ -47,12 +47,16 @@ class Views:
     """Weight of each scored position; zero elsewhere. float64, made once with the draw."""
     row: Int64[Tensor, " R"]
     """The sequence each view belongs to."""
+    tokens: Int[Tensor, "R N"] | None = None
+    """What is scored, where that need not be the sequence's own tokens: a draw that was overwritten later."""
 
     def __len__(self) -> int:
         return self.canvas.shape[0]
 
     def select(self, index: Int64[Tensor, " S"]) -> Views:
-        return Views(self.canvas[index], self.scored[index], self.weight[index], self.row[index])
+        tokens = None if self.tokens is None else self.tokens[index]
+        return Views(self.canvas[index], self.scored[index], self.weight[index], self.row[index], tokens)
 
     def to(self, device: torch.device) -> Views:
-        return Views(*(part.to(device) for part in (self.canvas, self.scored, self.weight, self.row)))
+        tokens = None if self.tokens is None else self.tokens.to(device)
+        return Views(*(part.to(device) for part in (self.canvas, self.scored, self.weight, self.row)), tokens)

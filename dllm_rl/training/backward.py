@@ -41,13 +41,15 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
 def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
     """Score some views of a batch in one forward; differentiable if gradients are on."""
     views = batch.views.select(view)
-    return Scores(score_views(denoiser, batch.sequences, views, views_per_forward=len(views)).logp, view)
+    scores = score_views(denoiser, batch.sequences, views, views_per_forward=len(views), transform=batch.transform)
+    return Scores(scores.logp, view)
 
 
 def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Tensor:
     """Log-probabilities of every view without gradient, [R, N]."""
     with torch.no_grad():
-        return score_views(denoiser, batch.sequences, batch.views, views_per_forward=size).logp
+        scores = score_views(denoiser, batch.sequences, batch.views, views_per_forward=size, transform=batch.transform)
+        return scores.logp
 
 
 def backward(

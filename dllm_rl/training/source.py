@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dllm_rl.algorithms.base import Algorithm
+from dllm_rl.algorithms.base import Algorithm, Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.diffusion.views import Sequences
@@ -19,15 +19,6 @@ from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.training.data import Example, PromptRow
 from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
-
-
-@dataclass(frozen=True, slots=True)
-class Material:
-    """What one micro-batch learns from, before any view is drawn."""
-
-    sequences: Sequences
-    keys: Tensor
-    advantage: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +115,7 @@ class RolloutSource:
         sequences = self.algorithm.scope(trajectory.sequences())
         size = layout.per_device * self.num_generations
         material = [
-            Material(sequences.select(part), keys[part], advantage.flatten()[part])
+            Material(sequences.select(part), keys[part], advantage.flatten()[part], trajectory.select(part.tolist()))
             for part in torch.split(torch.arange(len(rows), device=self.device), size)
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)

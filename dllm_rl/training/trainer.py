@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from dllm_rl.algorithms.base import Algorithm, Batch
+from dllm_rl.algorithms.base import Algorithm, Batch, Material
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
@@ -22,7 +22,7 @@ from dllm_rl.rng import fold
 from dllm_rl.training.backward import backward, score_all, view_groups
 from dllm_rl.training.checkpoint import load_weights
 from dllm_rl.training.order import Layout
-from dllm_rl.training.source import Material, Sample, Source
+from dllm_rl.training.source import Sample, Source
 
 Evaluator = Callable[[], dict[str, float]]
 
@@ -175,9 +175,8 @@ class DiffusionTrainer(Trainer):
         """Draw the views and score what must be known before the first update."""
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
         keys = fold(material.keys, "views", index)
-        views = self.algorithm.views(material.sequences, keys, self.diffusion.spec.mask_id)
-        batch = Batch(material.sequences, views, material.advantage)
-        if self.algorithm.needs_behaviour and iteration > 0:
+        batch = self.algorithm.prepare(material, keys, self.diffusion.spec.mask_id)
+        if self.algorithm.needs_behaviour and batch.behaviour_logp is None and iteration > 0:
             batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward))
         if self.algorithm.needs_reference:
             with self.diffusion.reference() as reference:

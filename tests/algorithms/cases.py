@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
+from dllm_rl.samplers.generate import generate
+from tests.training.small import SmallDenoiser
 
 MASK = 6
 ELBO = {"type": "fixed_count"}
@@ -21,23 +24,36 @@ ALGORITHMS: dict[str, Algorithm] = {
     "diffu_grpo_released": DiffuGRPO(reduction="local_token"),
     "diffu_grpo_elbo": DiffuGRPO(corruption=ELBO, num_draws=3, reduction="token", clip_low=0.2, clip_high=0.3),
     "diffu_grpo_sequence": DiffuGRPO(ratio_level="sequence", kl_coefficient=0),
+    "cj_grpo": CJGRPO(),
+    "cj_grpo_step_ratios": CJGRPO(ratio_level="step", clip_low=0.2, clip_high=0.3, kl_estimator="k2"),
+    "cj_grpo_token": CJGRPO(reduction="token", kl_coefficient=0),
+    "cj_grpo_sum_step_ratios": CJGRPO(reduction="sum", ratio_level="step"),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
 
-def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
-    """Four sequences of different lengths; `moved`: the policy has left the behaviour policy."""
-    prompts = [[1, 2], [1, 2], [3], [3]]
+def make_material(algorithm: Algorithm) -> Material:
+    """Four sequences, of different lengths unless they are whole rollouts."""
+    prompts, keys = [[1, 2], [1, 2], [3], [3]], sample_keys(3, torch.arange(4))
+    if isinstance(algorithm, CJGRPO):
+        way = {"sampler": "threshold", "threshold": 0.3, "temperature": 2.0}
+        rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
+        assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
+        return Material(rollout.sequences(), keys, trajectory=rollout)
     completions = [[4, 5, 0], [5, 0], [1, 2, 3, 0], [4, 0]]
-    sequences = sequences_from_ids(prompts, completions, pad_id=0)
-    keys = sample_keys(3, torch.arange(4))
-    views = algorithm.views(sequences, keys, MASK)
+    return Material(sequences_from_ids(prompts, completions, pad_id=0), keys)
+
+
+def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
+    """A micro-batch of them; `moved`: the policy has left the behaviour policy."""
+    material = make_material(algorithm)
+    batch = algorithm.prepare(material, material.keys, MASK)
+    views = batch.views
     generator = torch.Generator().manual_seed(1)
     noise = lambda: -torch.rand(views.canvas.shape, generator=generator, dtype=torch.float64) * 3  # noqa: E731
-    batch = Batch(sequences, views)
     if algorithm.source == "rollouts":
         advantage = torch.tensor([0.5, -0.25, 1.0, -2.0], dtype=torch.float64)
-        batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else None)
+        batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else batch.behaviour_logp)
     if algorithm.needs_reference:
         batch = replace(batch, reference_logp=noise() * views.scored)
     if batch.behaviour_logp is not None:

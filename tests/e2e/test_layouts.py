@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "corruption": {"type": "fixed_count"},
         "ratio_level": "sequence",
     },
+    "cj_grpo": {"type": "cj_grpo", "updates_per_rollout": 5, "reduction": "token"},
 }
 LAYOUTS = {  # processes, accumulation, prompts per micro-batch; views per forward
     "1x1x4": (1, 1, 4, 8),

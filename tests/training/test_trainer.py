@@ -11,11 +11,12 @@ import torch
 from transformers import TrainingArguments
 
 from dllm_rl.algorithms import SFT, VRPO, Algorithm, DiffuGRPO, Scores
+from dllm_rl.algorithms.base import Material
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.training.backward import score_all, score_group
 from dllm_rl.training.data import Example
-from dllm_rl.training.source import ExampleSource, Harvest, Material
+from dllm_rl.training.source import ExampleSource, Harvest
 from dllm_rl.training.trainer import DiffusionTrainer
 
 TEXTS = [Example([40 + i], ([50 + i, 51, 97],)) for i in range(4)]

@@ -1,0 +1,93 @@
+"""What clipped policy gradients on groups of rollouts share: settings, advantages, and the objective of given terms."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
+    from torch import Tensor
+
+
+class Terms(NamedTuple):
+    """Everything that has a probability ratio, U of them in each of T rows."""
+
+    policy: Float[Tensor, "T U"]
+    behaviour: Float[Tensor, "T U"]
+    advantage: Float[Tensor, " T"]
+    scored: Bool[Tensor, "T U"]
+    weight: Float[Tensor, "T U"]
+    """Share of the objective."""
+
+
+class GroupRelative(Algorithm):
+    """Settings of a clipped policy gradient whose advantages compare the completions of one prompt.
+
+    Source: Shao et al., GRPO, https://arxiv.org/abs/2402.03300, eq. 3.
+    """
+
+    source: ClassVar[Literal["text", "pairs", "rollouts"]] = "rollouts"
+
+    clip_low: Annotated[float, Field(gt=0)] = 0.5
+    """The ratio's lower bound is 1 - clip_low."""
+    clip_high: Annotated[float, Field(gt=0)] = 0.5
+    """The ratio's upper bound is 1 + clip_high."""
+    kl_coefficient: Annotated[float, Field(ge=0)] = 0.04
+    """Weight of the divergence from the reference; 0 saves scoring it."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of that divergence per token."""
+    updates_per_rollout: Annotated[int, Field(ge=1)] = 1
+    """Updates made from one rollout (mu)."""
+    baseline: Literal["mean", "leave_one_out"] = "mean"
+    """What is subtracted from a completion's reward: its group's mean, or the mean of the others."""
+    scale: Literal["none", "group_std"] = "none"
+    """Whether advantages are divided by their group's standard deviation."""
+
+    @property
+    def num_iterations(self) -> int:
+        return self.updates_per_rollout
+
+    @property
+    def needs_behaviour(self) -> bool:
+        return True
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coefficient > 0
+
+    def advantages(self, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
+        from dllm_rl.objectives.advantages import group_advantages
+
+        return group_advantages(reward, baseline=self.baseline, scale=self.scale)
+
+    def behaviour_of(self, batch: Batch, scores: Scores) -> Float[Tensor, "S N"]:
+        """Scores of the weights that wrote the rollout: the policy's own as long as it still has them."""
+        known = batch.behaviour_logp
+        return scores.logp.detach() if known is None else known[scores.view]
+
+    def clipped_loss(self, batch: Batch, scores: Scores, terms: Terms, per_token: Float[Tensor, "S N"]) -> Loss:
+        """The clipped surrogate of `terms`, and the divergence of every scored token times `per_token`, as a loss."""
+        from dllm_rl.objectives.kl import kl
+        from dllm_rl.objectives.policy import clipped_surrogate, is_clipped
+        from dllm_rl.objectives.reduce import masked_mean
+
+        policy, old, advantage, scored, weight = terms
+        low, high = self.clip_low, self.clip_high
+        surrogate = clipped_surrogate(policy, old, advantage, scored, clip_low=low, clip_high=high)
+        clipped = is_clipped(policy, old, advantage, scored, clip_low=low, clip_high=high)
+        objective = (weight * surrogate).sum()
+        log_ratio = (policy - old).detach()
+        metrics = {
+            "policy/ratio": masked_mean(log_ratio.exp(), scored),
+            "policy/clipped": masked_mean(clipped.double(), scored),
+            "policy/kl_behaviour": masked_mean(-log_ratio, scored),
+        }
+        if batch.reference_logp is not None:
+            divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
+            objective = objective - self.kl_coefficient * (per_token * divergence).sum()
+            metrics["policy/kl_reference"] = masked_mean(divergence.detach(), batch.views.scored[scores.view])
+        return Loss(-objective, metrics)

@@ -1,0 +1,71 @@
+"""The views of a rollout: the canvases that its sampler saw, scored where it wrote."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
+
+from dllm_rl.diffusion.trajectory import Op, Trajectory
+from dllm_rl.diffusion.views import Sequences, Views
+
+_WITHIN_A_STEP = (Op.WRITE, Op.REMASK, Op.EDIT, Op.FIX)
+"""What happens first. At most once to a position, so that the order within one kind does not matter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """R views of B rollouts, one for every forward in which a row wrote something; a row's side by side, in order."""
+
+    views: Views
+    """Weights are 1."""
+    behaviour_logp: Float64[Tensor, "R N"]
+    """Log-probability of each token under the distribution it was drawn from, nats; zero where nothing was written."""
+    step: Int64[Tensor, " R"]
+    """The forward each view was, counted from 1."""
+
+
+def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
+    """Every token of a rollout in the context in which it was drawn, tokens that were overwritten later too.
+
+    Scored under `trajectory.transform` by the weights that wrote it, the views give `behaviour_logp` again (up to
+    rounding, and unless an approximate cache wrote it).
+
+    Args:
+        sequences: those of the trajectory, possibly with more padding on the left.
+
+    Source: Yang et al. (CJ-GRPO), https://arxiv.org/abs/2509.23924, section 4.2, which keeps every canvas; here they
+    are made from the log. It assumes that a token once written stays; here it need not.
+    """
+    events = trajectory.events
+    drawn = events.select((events.op == Op.WRITE).nonzero()[:, 0])
+    moments = trajectory.num_steps + 1
+    moment, view = (drawn.row * moments + drawn.step).unique(return_inverse=True)
+    row, step = moment // moments, moment % moments
+    before = sequences.tokens.shape[1] - trajectory.gen_length
+    canvas = torch.cat([sequences.tokens[row, :before], _completions_before(trajectory, row, step)], dim=1)
+    cell = (view, before + drawn.position)
+    scored: Bool[Tensor, "R N"] = torch.zeros_like(canvas, dtype=torch.bool).index_put(
+        cell, torch.ones_like(view).bool()
+    )
+    tokens = sequences.tokens[row].index_put(cell, drawn.token)
+    logq = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device).index_put(cell, drawn.logq)
+    return Replay(Views(canvas, scored, scored.double(), row, tokens), logq, step)
+
+
+def _completions_before(
+    trajectory: Trajectory, row: Int64[Tensor, " R"], step: Int64[Tensor, " R"]
+) -> Int64[Tensor, "R L"]:
+    """The completion of each `row` as it stood before forward `step`, in one walk through the log."""
+    events, length = trajectory.events, trajectory.gen_length
+    completion = torch.full((len(trajectory), length), trajectory.mask_id, device=trajectory.device)
+    found = completion[row]
+    for now in range(trajectory.num_steps + 1):
+        asked = step == now
+        found[asked] = completion[row[asked]]
+        for op in _WITHIN_A_STEP:
+            happened = (events.step == now) & (events.op == op)
+            completion[events.row[happened], events.position[happened]] = events.token[happened]
+    return found

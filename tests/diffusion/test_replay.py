@@ -1,0 +1,114 @@
+"""A rollout's views against the canvases that its sampler really showed the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import pad
+
+from dllm_rl.diffusion.likelihood import score_views
+from dllm_rl.diffusion.replay import Replay, replay
+from dllm_rl.diffusion.trajectory import Events, Op, Trajectory
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.samplers.generate import generate
+from tests.samplers.oracle import Table
+
+WAYS = [
+    {"sampler": "rl", "steps": 2},
+    {"sampler": "llada", "steps": 4, "block_length": 2},
+    {"sampler": "threshold", "threshold": 0.5, "temperature": 0.7},
+    {"sampler": "rl", "cfg_scale": 0.5},
+    {"sampler": "rl", "fixed": [[None, 1, None, None], [2, None, None, 0]]},
+]
+
+
+def rolled_out(way: dict) -> tuple[Table, Trajectory, Replay]:  # type: ignore[type-arg]
+    model = Table(seed=2, longest=6)
+    out = generate(model, [[1, 2], [0]], gen_length=4, **{"temperature": 1.3, **way})
+    return model, out, replay(out, out.sequences())
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_scoring_the_views_gives_what_the_rollout_recorded(way: dict) -> None:  # type: ignore[type-arg]
+    model, out, found = rolled_out(way)
+    scores = score_views(model, out.sequences(), found.views, views_per_forward=3, transform=out.transform)
+    torch.testing.assert_close(scores.logp, found.behaviour_logp, rtol=0, atol=1e-12)
+    per_row = torch.zeros(2, dtype=torch.float64).index_add(0, found.views.row, found.behaviour_logp.sum(1))
+    tokens = torch.zeros(2, dtype=torch.float64).index_add(0, out.events.row, out.events.logq)
+    torch.testing.assert_close(per_row, tokens)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_a_view_is_the_canvas_before_its_step_scored_where_the_step_wrote(way: dict) -> None:  # type: ignore[type-arg]
+    _, out, found = rolled_out(way)
+    assert list(zip(found.views.row.tolist(), found.step.tolist(), strict=True)) == [
+        (row, step) for row in range(2) for step in range(1, out.nfe[row] + 1)
+    ]
+    for view, (row, step) in enumerate(zip(found.views.row.tolist(), found.step.tolist(), strict=True)):
+        before, after = out.canvas(step - 1)[row], out.canvas(step)[row]
+        assert torch.equal(found.views.canvas[view], before)
+        assert torch.equal(found.views.scored[view], before != after)
+        assert torch.equal(found.views.tokens[view][before != after], after[before != after])
+    assert torch.equal(found.views.weight, found.views.scored.double())
+
+
+def test_every_token_drawn_is_scored_once_and_none_that_was_given() -> None:
+    _, out, found = rolled_out(WAYS[-1])
+    times = torch.zeros_like(out.sequences().tokens).index_add(0, found.views.row, found.views.scored.long())
+    assert torch.equal(pad(~out.given, (2, 0)).long(), times)
+
+
+def test_tokens_overwritten_later_are_scored_in_their_own_context() -> None:
+    """Position 0: 2 written, hidden again, 1 written; position 1: 0 written, then changed to 2."""
+    happened = [(1, 0, Op.WRITE, 2), (2, 1, Op.WRITE, 0), (2, 0, Op.REMASK, 3), (3, 0, Op.WRITE, 1), (3, 1, Op.EDIT, 2)]
+    step, position, op, token = torch.tensor(happened).T
+    logq = torch.tensor([-0.5, -0.25, 0.0, -1.0, 0.0], dtype=torch.float64)
+    events = Events(torch.zeros_like(step), step, position, op, token, logq, logq, logq)
+    out = Trajectory(
+        prompts=[[7]],
+        gen_length=2,
+        events=events,
+        selection_logp=torch.zeros(1, 3, dtype=torch.float64),
+        nfe=[3],
+        keys=torch.zeros(1, dtype=torch.int64),
+        transform=Transform(),
+        exactness="exact",
+        mask_id=3,
+        eos_ids=(),
+        update=0,
+    )
+    found = replay(out, out.sequences())
+    assert found.views.canvas.tolist() == [[7, 3, 3], [7, 2, 3], [7, 3, 0]]
+    assert found.views.scored.nonzero().tolist() == [[0, 1], [1, 2], [2, 1]]
+    assert found.views.tokens[found.views.scored].tolist() == [2, 0, 1]
+    assert found.behaviour_logp[found.views.scored].tolist() == [-0.5, -0.25, -1.0]
+
+
+def test_more_padding_on_the_left_moves_the_views() -> None:
+    _, out, found = rolled_out(WAYS[0])
+    narrow = out.sequences()
+    wide = replace(
+        narrow, **{name: pad(getattr(narrow, name), (3, 0)) for name in ("tokens", "attend", "completion", "scored")}
+    )
+    moved = replay(out, wide)
+    for name in ("canvas", "scored", "weight", "tokens"):
+        assert torch.equal(getattr(moved.views, name)[:, 3:], getattr(found.views, name))
+    assert torch.equal(moved.behaviour_logp[:, 3:], found.behaviour_logp)
+
+
+def test_rows_replay_alone_as_they_do_together() -> None:
+    _, out, found = rolled_out(WAYS[2])
+
+    def of(row: int) -> Iterator[tuple[list[int], float]]:
+        for view in (found.views.row == row).nonzero()[:, 0]:
+            yield found.views.canvas[view].tolist(), float(found.behaviour_logp[view].sum())
+
+    for row in range(2):
+        alone = replay(out.select([row]), out.sequences().select(torch.tensor([row])))
+        assert list(of(row)) == [
+            (canvas.tolist(), float(logp.sum()))
+            for canvas, logp in zip(alone.views.canvas, alone.behaviour_logp, strict=True)
+        ]
