@@ -1,0 +1,57 @@
+"""LLaDA2.1's second thoughts: written tokens are replaced where the network is sure of another one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.samplers.canvas import Canvas
+from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.revise.base import Reads, Revision, probability_of
+
+PASSES = "edit_only_passes"
+"""Forwards each row has made since its block was full."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenToToken:
+    """Replaces tokens of the open block by the likeliest one, if that is another and probable enough.
+
+    Tokens are looked at from the step after the one that wrote them, so a full block gets passes that only edit, until
+    one changes nothing or there were `post_steps`. A block that is left is not edited any more: caches of finished
+    blocks stay exact. An edit is not drawn, at any temperature: it follows from the canvas and the network, costs no
+    likelihood and has none. For models trained to correct tokens; others see no reason to doubt what they read.
+
+    Source: LLaDA2.1, https://arxiv.org/abs/2602.08676; SGLang, srt/dllm/algorithm/joint_threshold.py, which is greedy.
+    Diffusers edits by draws at temperatures above 0, which a likelihood would have to count wherever one was rejected.
+    SGLang's 17th pass, which changes nothing, is not made here, and the mask never replaces a token.
+    """
+
+    probability: float
+    """What the full softmax must give the other token, exclusive; 1 edits nothing and makes no further pass."""
+    post_steps: int
+    """At most so many passes over a full block."""
+    forbidden_ids: tuple[int, ...]
+    """Never the other token."""
+
+    reads: ClassVar[Reads] = "written"
+
+    def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
+        shape = before.hidden.shape
+        token: Int64[Tensor, " T"] = opinion.per_position(self._likeliest)
+        differs = token != before.completion[opinion.row, opinion.index]
+        edit = opinion.dense(differs & (probability_of(opinion, token) > self.probability), shape)
+        writing = before.eligible.any(dim=1)
+        passes = torch.where(writing, 0, before.memory.get(PASSES, torch.zeros_like(before.turn)) + 1)
+        once_more = (writing | edit.any(dim=1)) & (passes < self.post_steps)
+        unsettled = once_more & ~after.eligible.any(dim=1) & (self.probability < 1)
+        nothing = torch.zeros_like(edit)
+        return Revision(nothing, unsettled, edit, opinion.dense(token, shape), memory={PASSES: passes})
+
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        return Transform(forbidden_ids=self.forbidden_ids).permitted(logits).argmax(dim=-1)
