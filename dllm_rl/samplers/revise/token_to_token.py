@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.propose import Proposal, draw
 from dllm_rl.samplers.revise.base import Reads, Revision, probability_of
 
 PASSES = "edit_only_passes"
@@ -24,8 +22,8 @@ class TokenToToken:
 
     Tokens are looked at from the step after the one that wrote them, so a full block gets passes that only edit, until
     one changes nothing or there were `post_steps`. A block that is left is not edited any more: caches of finished
-    blocks stay exact. An edit is not drawn, at any temperature: it follows from the canvas and the network, costs no
-    likelihood and has none. For models trained to correct tokens; others see no reason to doubt what they read.
+    blocks stay exact. An edit is not drawn, at any temperature: it follows from the canvas and the network, so that its
+    log-probability is 0. For models trained to correct tokens; what others say of a token they can see means nothing.
 
     Source: LLaDA2.1, https://arxiv.org/abs/2602.08676; SGLang, srt/dllm/algorithm/joint_threshold.py, which is greedy.
     Diffusers edits by draws at temperatures above 0, which a likelihood would have to count wherever one was rejected.
@@ -43,7 +41,7 @@ class TokenToToken:
 
     def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
         shape = before.hidden.shape
-        token: Int64[Tensor, " T"] = opinion.per_position(self._likeliest)
+        token = draw(opinion, Transform(temperature=0.0, forbidden_ids=self.forbidden_ids)).token
         differs = token != before.completion[opinion.row, opinion.index]
         edit = opinion.dense(differs & (probability_of(opinion, token) > self.probability), shape)
         writing = before.eligible.any(dim=1)
@@ -52,6 +50,3 @@ class TokenToToken:
         unsettled = once_more & ~after.eligible.any(dim=1) & (self.probability < 1)
         nothing = torch.zeros_like(edit)
         return Revision(nothing, unsettled, edit, opinion.dense(token, shape), memory={PASSES: passes})
-
-    def _likeliest(self, logits: Tensor) -> Tensor:
-        return Transform(forbidden_ids=self.forbidden_ids).permitted(logits).argmax(dim=-1)
