@@ -121,6 +121,15 @@ def test_where_the_network_agrees_one_pass_says_so():
     assert edited.reveal_step.tolist() == [[1, 2, 4, 5]]
 
 
+@pytest.mark.parametrize(("edit", "edits"), [(0.25, False), (0.2499, True)])
+def test_an_edit_needs_more_than_its_threshold(edit, edits):
+    """Everything has a probability of a quarter, and the first token is the likeliest of equals."""
+    model = table(longest=5, tied=True)
+    out = generate(model, [[1]] * 20, gen_length=4, temperature=1.0, sampler="t2t", threshold=0.9, edit=edit)
+    assert (count(out, Op.EDIT) > 0) == edits
+    assert all(tokens == [0] * 4 for tokens in out.completions) == edits
+
+
 def test_an_edit_is_the_likeliest_permitted_token_and_no_draw():
     model = Table(words=4, longest=4, seed=1)
     model.spec = model.spec.__class__(mask_id=4, eos_ids=(0,), forbidden_ids=(2, 4))

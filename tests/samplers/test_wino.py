@@ -83,6 +83,16 @@ def test_the_bar_holds_with_the_cap(tied, verify, most, template, order):
     torch.testing.assert_close(out.behaviour_logp, logps(enumeration, logs_of(out), template), rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(("verify", "hides"), [(0.25, False), (0.2501, True)])
+def test_a_token_stays_if_its_copy_gives_it_just_enough(verify, hides):
+    """Everything has a probability of a quarter."""
+    model, request = table(tied=True, longest=6), Request(gen_length=5)
+    sampler = make_sampler(model.spec, "wino", {"threshold": 0.2, "verify": verify}, request)
+    sampler = replace(sampler, select=Threshold(0.2, cap=ShareOfOpen(6, 2, 3)))
+    out = rollout(model, [[1]], sampler, rng.sample_keys(1, torch.arange(1)))
+    assert (count(out, Op.REMASK) > 0) == hides
+
+
 def test_several_blocks_follow_the_enumeration():
     """Each starts anew: what the block before accepted in its last step counts for nothing."""
     model = table(longest=9, words=2, seed=3)
@@ -133,6 +143,22 @@ def test_a_block_takes_no_more_forwards_than_it_has_positions(settings, temperat
         assert all(hid[t] <= wrote[t - 1] - 1 for t in range(1, len(hid)))
         assert all(h == 0 for w, h in zip(wrote, hid, strict=True) if w == 1)
         assert sum(wrote) - sum(hid) == 8
+
+
+def test_a_guided_copy_is_guided_like_the_rest():
+    """As if the network were the guided one."""
+    plain, guided = table(), Table(longest=5)
+    hidden = plain.spec.mask_id
+    for n, values in plain.tables.items():
+        with_prompt = torch.arange(plain.size**n)
+        without = with_prompt - with_prompt % plain.size + hidden  # the first of the n tokens
+        guided.tables[n] = values[without] + 1.7 * (values - values[without])
+    way = {"gen_length": 4, "temperature": 0.8, "sampler": "wino", "threshold": 0.3, "verify": 0.9}
+    ours = generate(plain, [[1]] * 100, cfg_scale=0.7, **way)
+    theirs = generate(guided, [[1]] * 100, **way)
+    assert count(ours, Op.REMASK) > 5
+    assert logs_of(ours) == logs_of(theirs)
+    torch.testing.assert_close(ours.behaviour_logp, theirs.behaviour_logp, rtol=0, atol=1e-10)
 
 
 def test_what_is_given_is_never_touched():
