@@ -53,6 +53,7 @@ class ShareOfOpen:
 
     tenths: int = 7
     least: int = 5
+    """With 0 the last position would never be written."""
     most: int = 20
 
     def __call__(self, canvas: Canvas) -> Int64[Tensor, " B"]:

@@ -72,10 +72,11 @@ def decode(
     return tuple(log), tokens[len(prompt) :]
 
 
-@pytest.mark.parametrize(
-    ("accept", "keep", "length", "block_length"),
-    [(0.6, 0.9, 32, 16), (0.4, 0.9, 32, 32), (0.4, 0.3, 32, 8), (0.2, 0.1, 40, 40)],
-)
+LONGER = [(0.6, 0.9, 32, 16), (0.4, 0.9, 32, 32), (0.2, 0.1, 40, 40)]
+SETTINGS = [(0.4, 0.3, 32, 8), *(pytest.param(*each, marks=pytest.mark.slow) for each in LONGER)]
+
+
+@pytest.mark.parametrize(("accept", "keep", "length", "block_length"), SETTINGS)
 def test_every_step_is_that_of_the_published_algorithm(shared, model, accept, keep, length, block_length):
     prompts = json.loads((shared / "golden/generate.json").read_text())["prompts"]
     texts = [rows[0] for name, rows in prompts.items() if name in ("p1", "p12")]
