@@ -45,6 +45,23 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareOfOpen:
+    """So many in ten of the open positions, rounded down, but within two bounds.
+
+    Source: WINO's cap, https://github.com/Feng-Hong/WINO-DLLM, LLaDA/decoding.py: 0.7 of them, at least 5, at most 20.
+    """
+
+    tenths: int = 7
+    least: int = 5
+    """With 0 the last position would never be written."""
+    most: int = 20
+
+    def __call__(self, canvas: Canvas) -> Int64[Tensor, " B"]:
+        share = canvas.eligible.sum(dim=1) * self.tenths // 10  # in whole numbers: 0.7 times 30 is below 21
+        return share.clamp(self.least, self.most)
+
+
+@dataclass(frozen=True, slots=True)
 class Ascending:
     """Twice as many at every step: 1, 2, 4, ..., and in the last step whatever is left.
 

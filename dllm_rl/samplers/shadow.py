@@ -15,7 +15,7 @@ from dllm_rl.samplers.canvas import Canvas
 
 @dataclass(frozen=True, slots=True)
 class Shadow:
-    """W columns of mask ids behind the N of a canvas, one for each position of the row's open block.
+    """W columns of mask ids behind the N of a canvas, one for each position of the row's open block: M in all.
 
     The canvas cannot see its shadow, so its own logits are what they are without. The copy of a position sees what that
     position sees but for the position itself, and the rest of the shadow. The token reaches it all the same through
@@ -29,8 +29,8 @@ class Shadow:
     """Position in the completion that each column copies; 0 where `real` is false."""
     real: Bool[Tensor, "R W"]
     """False for columns that only make the rows equally long."""
-    sees: Bool[Tensor, "R N+W N+W"]
-    position_ids: Int64[Tensor, "R N+W"]
+    sees: Bool[Tensor, "R M M"]
+    position_ids: Int64[Tensor, "R M"]
 
     @staticmethod
     def of(canvas: Canvas, spec: DiffusionSpec) -> Shadow:
@@ -50,11 +50,11 @@ class Shadow:
         sees = torch.cat([pad(own, (0, width)), torch.cat([copies, among], dim=2)], dim=1)
         return Shadow(spec.mask_id, block, real, sees, torch.cat([ids, ids.gather(1, columns)], dim=1))
 
-    def extended(self, tokens: Int64[Tensor, "R N"]) -> Int64[Tensor, "R N+W"]:
+    def extended(self, tokens: Int64[Tensor, "R N"]) -> Int64[Tensor, "R M"]:
         """The canvas with its shadow behind it."""
         return pad(tokens, (0, self.block.shape[1]), value=self.mask_id)
 
-    def where(self, positions: Bool[Tensor, "R L"], shadowed: Bool[Tensor, "R L"]) -> Bool[Tensor, "R N+W"]:
+    def where(self, positions: Bool[Tensor, "R L"], shadowed: Bool[Tensor, "R L"]) -> Bool[Tensor, "R M"]:
         """Columns that answer for `positions`, and columns of the copies of `shadowed`."""
         width = self.block.shape[1]
         prompt = self.sees.shape[1] - width - positions.shape[1]

@@ -31,6 +31,19 @@ class Table(Tabular):
         self.seen.append(canvas)
         return super().logits_at(canvas, where, attend)
 
+    def logits_seeing(self, canvas: Tensor, where: Tensor, sees: Tensor, positions: Tensor) -> Tensor:
+        """Who looks knows one token per position id that it sees: of two with the same, the one further to the left."""
+        length = int(sees[:, 0].any(dim=0).nonzero().max()) + 1  # the first column does not see a shadow
+        self.seen.append(canvas[:, :length])
+        tokens, place = canvas.tolist(), positions.tolist()
+        rows = []
+        for row, column in where.nonzero().tolist():
+            others = sees[row, column].nonzero()[:, 0].tolist()
+            known = {place[row][other]: tokens[row][other] for other in reversed(others)}
+            index = sum(known[k] * self.size**i for i, k in enumerate(sorted(known)))
+            rows.append(self.tables[len(known)][index, sorted(known).index(place[row][column])])
+        return torch.stack(rows) if rows else torch.empty(0, self.size, dtype=torch.float64)
+
 
 class Exact(Table):
     """The conditionals of a known joint distribution over `length` tokens; nothing comes before them."""

@@ -21,6 +21,8 @@ from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
 from dllm_rl.samplers.presets.remdm import Remdm, RemdmLlada
 from dllm_rl.samplers.presets.request import Preset, Request
 from dllm_rl.samplers.presets.sdar import Sdar
+from dllm_rl.samplers.presets.t2t import T2t
+from dllm_rl.samplers.presets.wino import WinoSampler
 
 PRESETS: Mapping[str, type[Preset]] = {
     "llada": Llada,
@@ -47,6 +49,8 @@ PRESETS: Mapping[str, type[Preset]] = {
     "dus": Dus,
     "planner": Planner,
     "planner_pl": PlannerPlackettLuce,
+    "t2t": T2t,
+    "wino": WinoSampler,
 }
 
 

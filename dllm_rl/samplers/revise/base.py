@@ -51,6 +51,12 @@ class Revise(Protocol):
         ...
 
 
+def probability_of(opinion: Proposal, token: Int64[Tensor, " T"]) -> Float64[Tensor, " T"]:
+    """What the full softmax at temperature 1 gives one token at each position."""
+    logp = opinion.gather(lambda part: torch.log_softmax(part.logits.to(torch.float64), dim=-1), token)
+    return logp.exp()
+
+
 @dataclass(frozen=True, slots=True)
 class Nothing:
     """What is written stays."""
