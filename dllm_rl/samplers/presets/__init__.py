@@ -18,6 +18,8 @@ from dllm_rl.samplers.presets.fast import FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
 from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
+from dllm_rl.samplers.presets.rcr import Rcr
+from dllm_rl.samplers.presets.remedi import Remedi
 from dllm_rl.samplers.presets.request import Preset, Request
 from dllm_rl.samplers.presets.sdar import Sdar
 
@@ -43,6 +45,8 @@ PRESETS: Mapping[str, type[Preset]] = {
     "dus": Dus,
     "planner": Planner,
     "planner_pl": PlannerPlackettLuce,
+    "rcr": Rcr,
+    "remedi": Remedi,
 }
 
 
