@@ -24,7 +24,9 @@ from dllm_rl.samplers.network import unfinished
 
 @runtime_checkable
 class CachePolicy(Protocol):
-    """Which columns to recompute. A column that was never visited is always recomputed before it is looked at."""
+    """Which columns to recompute. A column that was never visited is always recomputed before it is looked at, and one
+    whose token was revised when it is next.
+    """
 
     exact: ClassVar[bool]
     """True for a policy that is exact on block-causal models, and refused on others."""
@@ -59,7 +61,7 @@ class Prefix:
 
     def refresh(self, canvas: Canvas, changed: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
         length = torch.full_like(canvas.turn, canvas.hidden.shape[1])
-        return _between(canvas, canvas.block_start, length) | (canvas.turn == 0)[:, None]
+        return _between(canvas, canvas.block_start, length) | changed | (canvas.turn == 0)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class Dual:
     exact: ClassVar[bool] = False
 
     def refresh(self, canvas: Canvas, changed: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
-        return _between(canvas, canvas.block_start, _block_end(canvas)) | (canvas.turn == 0)[:, None]
+        block = _between(canvas, canvas.block_start, _block_end(canvas))
+        return block | changed | (canvas.turn == 0)[:, None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,7 @@ class Vicinity:
 
     def refresh(self, canvas: Canvas, changed: Bool[Tensor, "B N"]) -> Bool[Tensor, "B N"]:
         near = _between(canvas, canvas.block_start - self.before, _block_end(canvas) + self.after)
-        return near | (canvas.turn < max(1, self.warmup))[:, None]
+        return near | changed | (canvas.turn < max(1, self.warmup))[:, None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,9 @@ class Canvas:
 
     @property
     def eligible(self) -> Bool[Tensor, "B L"]:
-        """Positions that the next step may write."""
-        return self.hidden & self.window
+        """Positions that the next step may write: those hidden in the open block, or hidden again before it."""
+        reached = self.block_of <= self.block[:, None]
+        return self.hidden & self.editable & reached & ~self.finished[:, None]
 
     @property
     def block_start(self) -> Int64[Tensor, " B"]:
@@ -135,13 +136,13 @@ class Canvas:
         )
 
     def open_next_block(self, stay: Bool[Tensor, " B"]) -> Canvas:
-        """Rows whose block has nothing hidden move to the next block that has; rows without one are finished.
+        """Rows with nothing hidden in or before their block move to the next that has; rows without one are finished.
 
         Args:
             stay: rows that keep their block though it is full.
         """
         waiting = self.hidden & self.editable
-        full = ~(waiting & (self.block_of == self.block[:, None])).any(dim=1)
+        full = ~(waiting & (self.block_of <= self.block[:, None])).any(dim=1)
         beyond = self.block_of.masked_fill(~waiting, self.hidden.shape[1]).amin(dim=1)
         finished = self.finished | (~waiting.any(dim=1) & ~stay)
         moves = full & ~finished & ~stay

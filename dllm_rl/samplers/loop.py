@@ -142,7 +142,7 @@ def look(state: State, sampler: Sampler) -> Sight:
     network, canvas, eligible = state.network, state.canvas, state.canvas.eligible
     with_plan = isinstance(sampler.score, BlindScore) and sampler.score.reads_plan
     if sampler.revise.reads == "written":
-        everything = propose(network, canvas, canvas.window, with_plan)
+        everything = propose(network, canvas, canvas.window | eligible, with_plan)
         open_now = eligible[everything.row, everything.index]
         return Sight(everything.select(open_now), everything.select(~open_now))
     if sampler.revise.reads == "shadow":

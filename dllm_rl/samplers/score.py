@@ -174,6 +174,18 @@ class DrawnProbability:
 
 
 @dataclass(frozen=True, slots=True)
+class DrawnLogit:
+    """The raw logit of the token drawn. Logits of different positions have no common zero: a comparison of them means
+    little, and is here because it was published.
+
+    Source: RemeDi, https://arxiv.org/abs/2509.23653, its inference.py.
+    """
+
+    def of_tokens(self, proposal: Proposal, canvas: Canvas) -> Float[Tensor, "T V"]:
+        return proposal.logits
+
+
+@dataclass(frozen=True, slots=True)
 class Plausibility:
     """The lower of two: how sure the network is of anything, max p, and how the token drawn compares with the likeliest
     one, q(v) / max q. Logarithms.

@@ -131,7 +131,7 @@ def test_linear_position_scales_each_row_by_itself(block_length):
     weight, alpha = 0.3, 0.9
     standing = canvas(block_length=block_length)
     whole = proposal()
-    kept = whole.select(standing.eligible[whole.row, whole.index])
+    kept = whole.select(standing.window[whole.row, whole.index])
     score = LinearPosition(BACKGROUND, weight, alpha, Transform(forbidden_ids=(3,))).of_positions(kept, standing)
     for row in (0, 1):
         mine = kept.row == row

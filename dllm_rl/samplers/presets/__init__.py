@@ -18,7 +18,9 @@ from dllm_rl.samplers.presets.fast import EbSampler, FastFactor, FastThreshold
 from dllm_rl.samplers.presets.llada import Llada, Rl
 from dllm_rl.samplers.presets.pc import Pc, PcLinear
 from dllm_rl.samplers.presets.planner import Planner, PlannerPlackettLuce
+from dllm_rl.samplers.presets.rcr import Rcr
 from dllm_rl.samplers.presets.remdm import Remdm, RemdmLlada
+from dllm_rl.samplers.presets.remedi import Remedi
 from dllm_rl.samplers.presets.request import Preset, Request
 from dllm_rl.samplers.presets.sdar import Sdar
 from dllm_rl.samplers.presets.t2t import T2t
@@ -51,6 +53,8 @@ PRESETS: Mapping[str, type[Preset]] = {
     "planner_pl": PlannerPlackettLuce,
     "t2t": T2t,
     "wino": WinoSampler,
+    "rcr": Rcr,
+    "remedi": Remedi,
 }
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from dllm_rl.samplers.canvas import NO_MEMORY, Canvas
 from dllm_rl.samplers.propose import Proposal
+from dllm_rl.samplers.quota import Quota
+from dllm_rl.samplers.select import highest
 
 Reads = Literal["nothing", "written", "shadow"]
 """What a rule wants to know of the written positions of the block: nothing, what the network says of them in the same
@@ -36,7 +38,11 @@ class Revision:
 
 @runtime_checkable
 class Revise(Protocol):
-    """Changes what is written. May touch editable positions of the open block only, unless it says so."""
+    """Changes what is written: editable positions of the open block, and of those before it if it says so.
+
+    What is hidden again before the open block is written again together with it. No cache need be told: every policy
+    has the columns recomputed whose token changed.
+    """
 
     reads: ClassVar[Reads]
 
@@ -68,3 +74,16 @@ class Nothing:
 
 
 NOTHING = Nothing()
+
+
+def remask_beyond(
+    quota: Quota, before: Canvas, score: Float64[Tensor, "B L"], candidates: Bool[Tensor, "B L"]
+) -> Revision:
+    """What is left when the quota of a step stands, for rules that write every open position and think again.
+
+    As many `candidates` are hidden as the step would have left open had it written its quota, those of the lowest
+    scores; of equals the lowest index is kept. Once a block's quotas are used up, nothing is.
+    """
+    left = before.eligible.sum(dim=1) - quota(before)
+    kept = highest(score, candidates, candidates.sum(dim=1) - left)
+    return Revision(candidates & ~kept, torch.zeros_like(before.finished))
