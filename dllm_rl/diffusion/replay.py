@@ -42,7 +42,7 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     events = trajectory.events
     drawn = events.select((events.op == Op.WRITE).nonzero()[:, 0])
     moments = trajectory.num_steps + 1
-    moment, view = (drawn.row * moments + drawn.step).unique(return_inverse=True)
+    moment, view = torch.unique(drawn.row * moments + drawn.step, return_inverse=True)
     row, step = moment // moments, moment % moments
     before = sequences.tokens.shape[1] - trajectory.gen_length
     canvas = torch.cat([sequences.tokens[row, :before], _completions_before(trajectory, row, step)], dim=1)

@@ -58,5 +58,5 @@ class Views:
         return Views(self.canvas[index], self.scored[index], self.weight[index], self.row[index], tokens)
 
     def to(self, device: torch.device) -> Views:
-        tokens = None if self.tokens is None else self.tokens.to(device)
-        return Views(*(part.to(device) for part in (self.canvas, self.scored, self.weight, self.row)), tokens)
+        canvas, scored, weight, row = (part.to(device) for part in (self.canvas, self.scored, self.weight, self.row))
+        return Views(canvas, scored, weight, row, None if self.tokens is None else self.tokens.to(device))
