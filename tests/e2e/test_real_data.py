@@ -20,13 +20,13 @@ SMALL = [
     "data.overlong=drop",
     "eval.limit=4",
     "eval.gen_length=16",
-    "eval.steps=8",
-    "eval.block_length=8",
     "eval.every=2",
     "train.save_steps=2",
     "train.gradient_accumulation_steps=2",
     "train.per_device_train_batch_size=1",
 ]
+EVEN_STEPS = ["eval.steps=8", "eval.block_length=8"]
+ROLLOUTS = {"diffu_grpo": [*EVEN_STEPS, "rollout.steps=8", "rollout.block_length=16"], "cj_grpo": []}
 
 
 def _checkpoint(folder: Path) -> str:
@@ -45,7 +45,8 @@ def _resumes(output: Path, recipe: str, overrides: list[str], update: int) -> No
     assert not all(torch.equal(before[name], after) for name, after in runs.weights(output).items())
 
 
-def test_diffu_grpo_on_gsm8k(tmp_path: Path, shared: Path) -> None:
+@pytest.mark.parametrize("recipe", ROLLOUTS)
+def test_rollouts_on_gsm8k(recipe: str, tmp_path: Path, shared: Path) -> None:
     output = tmp_path / "run"
     (tmp_path / "digits.py").write_text(runs.REWARD)
     overrides = [
@@ -55,21 +56,20 @@ def test_diffu_grpo_on_gsm8k(tmp_path: Path, shared: Path) -> None:
         "data.limit=40",
         f"reward=[rewards/gsm8k.py:correctness, {tmp_path / 'digits.py'}:digits]",
         "rollout.gen_length=32",
-        "rollout.steps=8",
-        "rollout.block_length=16",
+        *ROLLOUTS[recipe],
         "algorithm.updates_per_rollout=2",
         "train.learning_rate=1e-3",
         f"eval.path={shared / 'data/gsm8k/test.jsonl'}",
         f"output={output}",
     ]
-    done = runs.launch(runs.ROOT / "recipes/diffu_grpo.yaml", *overrides, "train.max_steps=4")
+    done = runs.launch(runs.ROOT / f"recipes/{recipe}.yaml", *overrides, "train.max_steps=4")
     assert done.returncode == 0, done.stderr[-3000:]
     lines = runs.metrics(output)
     assert {line["update"] for line in lines if "reward/mean" in line} == {1, 3}
     assert {line["update"] for line in lines if "eval/gsm8k/accuracy" in line} == {0, 2, 4}
     assert all("reward/gsm8k.correctness" in line for line in lines if "reward/mean" in line)
     assert (output / "final" / "adapter_config.json").is_file()
-    _resumes(output, "recipes/diffu_grpo.yaml", overrides, 6)
+    _resumes(output, f"recipes/{recipe}.yaml", overrides, 6)
 
 
 def test_vrpo_on_pairs_made_from_gsm8k(tmp_path: Path, shared: Path) -> None:
@@ -86,6 +86,7 @@ def test_vrpo_on_pairs_made_from_gsm8k(tmp_path: Path, shared: Path) -> None:
     overrides = [
         _checkpoint(tmp_path),
         *SMALL,
+        *EVEN_STEPS,
         f"data.path={pairs}",
         "train.learning_rate=1e-4",
         f"eval.path={shared / 'data/gsm8k/test.jsonl'}",
