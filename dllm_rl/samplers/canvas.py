@@ -134,6 +134,11 @@ class Canvas:
             logp=self.logp.masked_fill(positions, float("nan")),
         )
 
+    def open_block(self, block: Int64[Tensor, " B"]) -> Canvas:
+        """Every row at the first turn of `block`, whatever it was writing; for those who choose the order of blocks."""
+        waiting = self.hidden & self.editable & (self.block_of == block[:, None])
+        return replace(self, block=block, turn=torch.zeros_like(self.turn), opening=waiting.sum(dim=1))
+
     def open_next_block(self, stay: Bool[Tensor, " B"]) -> Canvas:
         """Rows whose block has nothing hidden move to the next block that has; rows without one are finished.
 
