@@ -72,12 +72,14 @@ def perturbed(score: Score, temperature: Float64[Tensor, " B"]) -> Score:
 
 @dataclass(frozen=True, slots=True)
 class LookAhead:
-    """At every step n candidates: the sampler's own step, and others whose scores are perturbed and whose tokens are
-    drawn anew. One forward of them all, and the one is kept that has the largest
+    """The best of n ways to make every step.
 
-        J = - sum of the entropies of the positions it wrote - mean entropy of the positions it left open,
+    Candidates are the sampler's own step, and others whose scores are perturbed and whose tokens are drawn anew. One
+    forward looks at all of them, and the one with the largest J is kept, the first among equals:
 
-    the first among equals. That forward is the next step's: a step costs as many evaluations as it has candidates that
+        J = - sum of the entropies of the positions it wrote - mean entropy of the positions it left open
+
+    That forward is the next step's: a step costs as many evaluations as it has candidates that
     differ, and not one more. Where every open position is sure, the order does not matter and there is one candidate.
 
     n times the evaluations for the same number of steps: compare with `BestOfN` at equal cost. J favours what makes the

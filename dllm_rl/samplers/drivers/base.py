@@ -28,13 +28,15 @@ class Driven(Protocol):
     @property
     def trajectory(self) -> Trajectory:
         """The rollout picked for each prompt. Its log is that of its own draws, and replays; but it was chosen by
-        looking at others, so its probability is not the product of what was drawn, and `exactness` is "none"."""
+        looking at others, so its probability is not the product of what was drawn, and `exactness` is "none".
+        """
         ...
 
     @property
     def forwards(self) -> list[int]:
         """Network evaluations spent on each prompt, all rows together; a guided evaluation counts once. The
-        trajectory's `nfe` counts those on the path of the pick alone."""
+        trajectory's `nfe` counts those on the path of the pick alone.
+        """
         ...
 
 

@@ -14,7 +14,7 @@ from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.samplers.cache import CachePolicy
 from dllm_rl.samplers.canvas import Template
 from dllm_rl.samplers.drivers.base import candidate_keys, refuse_equal_candidates, refuse_fewer, repeated
-from dllm_rl.samplers.drivers.statistics import Statistic, path_entropy, smallest
+from dllm_rl.samplers.drivers.statistics import Statistic, path_entropy, smallest, values_of
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.loop import Sampler
 
@@ -73,7 +73,7 @@ class BestOfN:
             fixed=None if fixed is None else repeated(fixed, self.n),
             policy=policy,
         )
-        values = self.by(candidates).view(-1, self.n)
+        values = values_of(candidates, self.by, self.n)
         picked = smallest(values)
         forwards = torch.tensor(candidates.nfe).view(-1, self.n).sum(dim=1)
         return Best(pick(candidates, picked, self.n), forwards.tolist(), candidates, values, picked)

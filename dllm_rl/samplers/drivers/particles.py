@@ -17,9 +17,9 @@ from dllm_rl.samplers.cache import CachePolicy
 from dllm_rl.samplers.canvas import Template
 from dllm_rl.samplers.drivers.base import candidate_keys, refuse_equal_candidates, refuse_fewer, repeated
 from dllm_rl.samplers.drivers.best_of import pick
-from dllm_rl.samplers.drivers.potential import EntropyTilt, Potential
+from dllm_rl.samplers.drivers.potential import E_SMC, Potential
 from dllm_rl.samplers.drivers.resample import POINTS, at, effective_sample_size, log_mean
-from dllm_rl.samplers.drivers.statistics import Statistic, path_entropy, smallest
+from dllm_rl.samplers.drivers.statistics import Statistic, path_entropy, smallest, values_of
 from dllm_rl.samplers.generate import begin, trajectory
 from dllm_rl.samplers.loop import Sampler, Sight, State, act, look
 
@@ -83,8 +83,8 @@ class Smc:
     own: they read the one that the next step needs.
 
     Source: Chen et al., https://arxiv.org/abs/2512.21336, E-SMC. Deviations from the released code: a potential is used
-    as it is and not through a second exponential; weights carry over, with a gate on the effective sample size; the pick
-    is by the entropy of the path, where the code compares rewards of finished states, which are all 1.
+    as it is and not through a second exponential; weights carry over, with a gate on the effective sample size; the
+    pick is by the entropy of the path, where the code compares rewards of finished states, which are all 1.
 
     Raises:
         RecipeError: n or every is below 1, ess not in (0, 1], or no such resampling; when it runs, all particles would
@@ -92,7 +92,7 @@ class Smc:
     """
 
     n: int = 8
-    potential: Potential = EntropyTilt()
+    potential: Potential = E_SMC
     every: int = 50
     """Forwards between weighings."""
     ess: float = 0.5
@@ -100,8 +100,8 @@ class Smc:
     resampling: str = "systematic"
     """Or "multinomial", with more variance."""
     by: Statistic | None = path_entropy
-    """The particle whose statistic is smallest is picked; None draws one in proportion to the weights, which is the only
-    pick that samples from the target as N grows."""
+    """The particle whose statistic is smallest is picked; None draws one in proportion to the weights, the only pick
+    that samples from the target as N grows."""
 
     def __post_init__(self) -> None:
         refuse_fewer("n", self.n)
@@ -158,15 +158,14 @@ class Smc:
         keys: Int64[Tensor, " P"],
     ) -> Checkpoint:
         asked = self.potential(sight, state.canvas, sampler)
-        log_potential = asked.masked_fill(state.canvas.finished, 0.0).view(-1, self.n)
+        log_potential = asked.to(torch.float64).masked_fill(state.canvas.finished, 0.0).view(-1, self.n)
         log_weights = log_weights + log_potential
         heaviest = log_weights.amax(dim=1)  # NaN if any is
         if not bool(heaviest.isfinite().all()):
             prompt = int((~heaviest.isfinite()).nonzero()[0, 0])
-            found = log_potential[prompt].tolist()
             raise RecipeError(
-                f"the particles of prompt {prompt} cannot be weighed after {step} forwards: log-potentials are {found}; "
-                "expected numbers, at least one above minus infinity"
+                f"the particles of prompt {prompt} cannot be weighed after {step} forwards: log-potentials are "
+                f"{log_potential[prompt].tolist()}; expected numbers, at least one above minus infinity"
             )
         resampled = effective_sample_size(log_weights) < self.ess * self.n
         points = POINTS[self.resampling](rng.fold(keys, "resample", step), self.n)
@@ -179,7 +178,7 @@ class Smc:
     ) -> Int64[Tensor, " P"]:
         if self.by is None:
             return at(rng.uniform(rng.fold(keys, "pick"), 1), log_weights)[:, 0]
-        return smallest(self.by(candidates).view_as(log_weights))
+        return smallest(values_of(candidates, self.by, self.n))
 
 
 def _resampled(state: State, sight: Sight, checkpoint: Checkpoint, keys: Int64[Tensor, " P"]) -> tuple[State, Sight]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from dllm_rl.errors import RecipeError
@@ -19,7 +19,7 @@ from dllm_rl.samplers.network import mean_entropy
 class Potential(Protocol):
     """How much a state that is not finished is favoured; finished ones are not asked, they have 1."""
 
-    def __call__(self, sight: Sight, canvas: Canvas, sampler: Sampler) -> Float64[Tensor, " B"]:
+    def __call__(self, sight: Sight, canvas: Canvas, sampler: Sampler) -> Float[Tensor, " B"]:
         """The potential's logarithm, nats; minus infinity for a state that must not be."""
         ...
 
@@ -34,6 +34,11 @@ def certainty(sight: Sight, canvas: Canvas, sampler: Sampler) -> Float64[Tensor,
     return 1 - entropy / math.log(proposal.logits.shape[1])
 
 
+def _refuse_strength(strength: float) -> None:
+    if not 0 <= strength < math.inf:
+        raise RecipeError(f"strength is {strength}; expected a finite number, at least 0")
+
+
 @dataclass(frozen=True, slots=True)
 class EntropyTilt:
     """exp(strength * (r - 1)) for the certainty r of a state.
@@ -42,8 +47,8 @@ class EntropyTilt:
     weighed equally often; with it a finished state has potential 1, so that rollouts of adaptive samplers, which take
     different numbers of steps, are weighed alike.
 
-    Source: Chen et al., https://arxiv.org/abs/2512.21336, E-SMC, "max", strength 5. The released code takes a softmax of
-    the potential, exp(exp(5 r)), under which r = 0.90 and 0.91 weigh 0.01 and 0.99 instead of 0.49 and 0.51.
+    Source: Chen et al., https://arxiv.org/abs/2512.21336, E-SMC, "max", strength 5. The released code takes a softmax
+    of the potential, exp(exp(5 r)), under which r = 0.90 and 0.91 weigh 0.01 and 0.99 instead of 0.49 and 0.51.
 
     Raises:
         RecipeError: strength is negative or not finite.
@@ -56,6 +61,9 @@ class EntropyTilt:
 
     def __call__(self, sight: Sight, canvas: Canvas, sampler: Sampler) -> Float64[Tensor, " B"]:
         return self.strength * (certainty(sight, canvas, sampler) - 1)
+
+
+E_SMC = EntropyTilt()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +83,3 @@ class LinearTilt:
 
     def __call__(self, sight: Sight, canvas: Canvas, sampler: Sampler) -> Float64[Tensor, " B"]:
         return (self.strength * certainty(sight, canvas, sampler)).log1p() - math.log1p(self.strength)
-
-
-def _refuse_strength(strength: float) -> None:
-    if not 0 <= strength < math.inf:
-        raise RecipeError(f"strength is {strength}; expected a finite number, at least 0")

@@ -42,7 +42,7 @@ def systematic(keys: Int64[Tensor, " P"], n: int) -> Float64[Tensor, "P {n}"]:
 
 
 def multinomial(keys: Int64[Tensor, " P"], n: int) -> Float64[Tensor, "P {n}"]:
-    """n points drawn independently: unbiased too, with more variance."""
+    """Points drawn independently: unbiased too, with more variance."""
     return rng.uniform(keys, n)
 
 

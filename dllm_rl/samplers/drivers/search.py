@@ -39,8 +39,8 @@ class Searched:
 class Mcts:
     """The blocks of the sampler are slots, filled in the order that a tree search finds best.
 
-    A node is a canvas, reached by filling slots in any order; two orders that lead to the same canvas share it. A slot is
-    filled by the sampler, restricted to it. From a node with N visits the slot a with the largest
+    A node is a canvas, reached by filling slots in any order; two orders that lead to the same canvas share it. A slot
+    is filled by the sampler, restricted to it. From a node with N visits the slot a with the largest
 
         Q(a) + exploration * prior(a) * sqrt(N) / (1 + N(a))
 
@@ -197,8 +197,10 @@ class _Tree:
             rest = rest + edge.written
 
     def _node(self, state: State) -> tuple[_Node, bool]:
-        """The node of a state, and whether it is new. Draws depend on the forwards made, so canvases that took different
-        numbers of them are not the same."""
+        """The node of a state, and whether it is new.
+
+        Draws depend on the forwards made, so canvases that took different numbers of them are not the same.
+        """
         name = (int(state.canvas.forwards), *state.canvas.completion[0].tolist())
         new = name not in self._nodes
         if new:
@@ -210,12 +212,11 @@ class _Tree:
         if bool(canvas.finished):
             return {}
         self.forwards += 1
-        with_plan = False
-        proposal = propose(state.network, canvas, canvas.hidden & canvas.editable, with_plan)
+        proposal = propose(state.network, canvas, canvas.hidden & canvas.editable, with_plan=False)
         permitted = Transform(forbidden_ids=self.sampler.transform.forbidden_ids)
         peak = proposal.per_position(lambda logits: permitted.log_probs(logits).amax(dim=-1).exp())
         block = canvas.block_of[0, proposal.index]
-        mean = {slot: float(peak[block == slot].mean()) for slot in block.unique().tolist()}
+        mean = {slot: float(peak[block == slot].mean()) for slot in sorted(set(block.tolist()))}
         return {slot: value / sum(mean.values()) for slot, value in mean.items()}
 
     def _filled(self, state: State, slot: int) -> State:

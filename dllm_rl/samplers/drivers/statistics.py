@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.trajectory import Trajectory
@@ -16,7 +16,7 @@ from dllm_rl.errors import RecipeError
 class Statistic(Protocol):
     """A number per rollout; the smallest is the best."""
 
-    def __call__(self, trajectory: Trajectory) -> Float64[Tensor, " B"]: ...
+    def __call__(self, trajectory: Trajectory) -> Float[Tensor, " B"]: ...
 
 
 def path_entropy(trajectory: Trajectory) -> Float64[Tensor, " B"]:
@@ -39,6 +39,11 @@ def path_entropy(trajectory: Trajectory) -> Float64[Tensor, " B"]:
     forwards = torch.tensor(trajectory.nfe, dtype=torch.float64, device=trajectory.device)
     area = heights.sum(dim=1) - heights[:, :1].sum(dim=1) / 2
     return torch.where(forwards > 0, area / forwards, 0.0)
+
+
+def values_of(trajectory: Trajectory, by: Statistic, n: int) -> Float64[Tensor, "P N"]:
+    """The statistic of every rollout, `n` of each prompt."""
+    return by(trajectory).to(torch.float64).view(-1, n)
 
 
 def smallest(values: Float64[Tensor, "P N"]) -> Int64[Tensor, " P"]:

@@ -1,0 +1,231 @@
+"""Tree search over slot orders against exhaustive search, and against the same search written without the library."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from dllm_rl.errors import DataError, RecipeError
+from dllm_rl.samplers.cache import Dual
+from dllm_rl.samplers.drivers.search import Mcts
+from dllm_rl.samplers.generate import generate
+from tests.samplers.drivers.oracle import (
+    RAGGED,
+    assert_fixed_tokens_stay,
+    assert_log_replays,
+    assert_rows_stand_alone,
+    probabilities,
+    rows_shown,
+    run_driver,
+    sampler_of,
+)
+from tests.samplers.oracle import Table
+
+State = tuple[int, ...]
+WORDS = 3
+
+
+def sampler(model: Table, length: int = 3, slot: int = 1, **request):
+    return sampler_of(model, "rl", length, request.pop("temperature", 0.0), block_length=slot, **request)
+
+
+def fill(model: Table, state: State, place: int) -> tuple[State, float]:
+    """Write the likeliest token at one position; its probability with the mask among the candidates, as it is recorded."""
+    logits = model.logits(torch.tensor([[1, *state]]))[0, 1 + place]
+    token = int(logits[:WORDS].argmax())
+    return (*state[:place], token, *state[place + 1 :]), float(logits.softmax(-1)[token])
+
+
+def open_slots(state: State) -> list[int]:
+    return [i for i, token in enumerate(state) if token == WORDS]
+
+
+def follow(model: Table, state: State, share: float) -> tuple[list[int], list[float], float]:
+    """The best order from here by exhaustive search: each choice maximises the value of its slot, given that the same is
+    done afterwards. With the confidences along it, and by how much the closest choice was better than the next."""
+    if not open_slots(state):
+        return [], [], math.inf
+    options = []
+    for place in open_slots(state):
+        after, own = fill(model, state, place)
+        order, rest, gap = follow(model, after, share)
+        value = share * own + (1 - share) * (sum(rest) / len(rest) if rest else own)
+        options.append((value, [place, *order], [own, *rest], gap))
+    options.sort(key=lambda option: -option[0])
+    lead = options[0][0] - options[1][0] if len(options) > 1 else math.inf
+    return options[0][1], options[0][2], min(lead, options[0][3])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_enough_simulations_find_the_best_order(share):
+    tested, unlike = 0, 0
+    for seed in range(12):
+        model = Table(seed=seed, longest=4)
+        best, _, gap = follow(model, (WORDS,) * 3, share)
+        if gap < 0.03:
+            continue
+        out = run_driver(Mcts(600, exploration=0.5, slot_weight=share), model, [[1]], sampler(model))
+        assert out.orders == [best], seed
+        assert out.trajectory.reveal_step[0].argsort().tolist() == best
+        tested += 1
+        unlike += best != generate(model, [[1]], gen_length=3, sampler="rl").reveal_step[0].argsort().tolist()
+    assert tested >= 4
+    assert unlike >= 1 or share == 1
+
+
+def plain_search(model: Table, length: int, sims: int, constant: float, share: float):
+    """The search in a few dictionaries; orders, visits and forwards."""
+    visits: dict[tuple[State, int], int] = {}
+    totals: dict[tuple[State, int], float] = {}
+    priors: dict[State, dict[int, float]] = {}
+    filled: dict[tuple[State, int], tuple[State, float]] = {}
+    cost = [0]
+
+    def expand(state: State) -> bool:
+        if state in priors:
+            return False
+        places = open_slots(state)
+        seen = probabilities(model, [1], state)
+        peak = {place: max(seen[place]) for place in places}
+        priors[state] = {place: value / sum(peak.values()) for place, value in peak.items()}
+        cost[0] += bool(places)
+        return True
+
+    def urgency(state: State, place: int) -> float:
+        count = visits.get((state, place), 0)
+        value = totals[state, place] / count if count else 0.0
+        passed = 1 + sum(visits.get((state, other), 0) for other in priors[state])
+        return value + constant * priors[state][place] * math.sqrt(passed) / (1 + count)
+
+    def simulate(state: State) -> None:
+        path, new = [], False
+        while open_slots(state) and not new:
+            place = max(priors[state], key=lambda place, state=state: urgency(state, place))
+            if (state, place) not in filled:
+                filled[state, place] = fill(model, state, place)
+                cost[0] += 1
+                new = expand(filled[state, place][0])
+            path.append((state, place))
+            state = filled[state, place][0]
+        rest = []
+        for place in open_slots(state):
+            state, own = fill(model, state, place)
+            rest.append(own)
+            cost[0] += 1
+        for edge in reversed(path):
+            own = filled[edge][1]
+            value = share * own + (1 - share) * (sum(rest) / len(rest) if rest else own)
+            totals[edge] = totals.get(edge, 0.0) + value
+            visits[edge] = visits.get(edge, 0) + 1
+            rest.append(own)
+
+    state, order, counts = (WORDS,) * length, [], []
+    while open_slots(state):
+        expand(state)
+        for _ in range(sims if len(open_slots(state)) > 1 else 1):
+            simulate(state)
+        counts.append({place: visits.get((state, place), 0) for place in priors[state]})
+        order.append(max(counts[-1], key=lambda place, counts=counts: counts[-1][place]))
+        state, _ = fill(model, state, order[-1])
+        cost[0] += 1
+    return order, counts, cost[0]
+
+
+@pytest.mark.parametrize(
+    ("sims", "constant", "share"), [(1, 1.0, 0.3), (7, 0.0, 0.5), (9, 0.3, 0.3), (20, 2.0, 0.0), (13, 10.0, 1.0)]
+)
+def test_every_visit_and_every_forward_is_that_of_the_search_written_plainly(sims, constant, share):
+    for seed in range(3):
+        model = Table(seed=seed, longest=5)
+        out = run_driver(Mcts(sims, constant, share), model, [[1]], sampler(model, 4))
+        order, counts, cost = plain_search(model, 4, sims, constant, share)
+        assert out.orders == [order] and out.visits == [counts]
+        assert out.forwards == [cost] and rows_shown(model) == cost
+
+
+def test_visits_add_up():
+    model = Table(longest=5)
+    out = run_driver(Mcts(25, exploration=1.0), model, [[1], [2]], sampler(model, 4))
+    for order, visits in zip(out.orders, out.visits, strict=True):
+        assert sum(visits[0].values()) == 25
+        # All that went through the first choice, but for the visit that made the node, chose again; then 25 more.
+        assert sum(visits[1].values()) == visits[0][order[0]] - 1 + 25
+        assert [set(counts) for counts in visits] == [set(order[i:]) for i in range(4)]
+        assert sorted(order) == [0, 1, 2, 3]
+
+
+def test_orders_that_lead_to_one_canvas_share_it():
+    """Tokens do not depend on each other: of three slots there are 8 canvases, though 16 paths lead to them."""
+    model = Table(longest=4)
+    for n, table in model.tables.items():
+        model.tables[n] = table[:1].expand_as(table)
+    out = run_driver(Mcts(200, exploration=10.0), model, [[1]], sampler(model))
+    priors, slots_filled, rolled_out, committed = 7, 3 + 6 + 3, 3 * 2 + 3 * 1, 3
+    assert out.forwards == [priors + slots_filled + rolled_out + committed]
+
+
+def test_slots_are_filled_by_the_sampler_and_stay_together():
+    model = Table(longest=6)
+    slots = sampler(model, 4, slot=2, temperature=1.0)
+    out = run_driver(Mcts(12), model, [[1]] * 10, slots)
+    assert {tuple(order) for order in out.orders} == {(0, 1), (1, 0)}
+    for row, order in enumerate(out.orders):
+        when = out.trajectory.reveal_step[row].view(2, 2)
+        assert sorted(when[order[0]].tolist()) == [1, 2] and sorted(when[order[1]].tolist()) == [3, 4]
+    assert out.trajectory.exactness == "none"
+    assert sum(out.forwards) == rows_shown(model)
+    one = run_driver(Mcts(5), model, [[1]], sampler(model, 4, slot=4, temperature=1.0))
+    assert one.orders == [[0]] and one.visits == [[{0: 1}]]
+    plain = generate(model, [[1]], gen_length=4, sampler="rl", temperature=1.0)
+    assert one.trajectory.completions == plain.completions
+
+
+def test_what_is_committed_is_what_was_searched_and_the_same_seed_gives_it_again():
+    model = Table(longest=6)
+    slots = sampler(model, 4, slot=2, temperature=1.0)
+    runs = [run_driver(Mcts(12), model, [[1]] * 5, slots, seed=seed) for seed in (0, 0, 1)]
+    assert runs[0].trajectory.completions == runs[1].trajectory.completions != runs[2].trajectory.completions
+    assert runs[0].visits == runs[1].visits
+
+
+def test_rows_stand_alone_and_given_tokens_stay_and_the_log_replays():
+    model = Table(longest=6)
+    slots = sampler(model, 4, slot=2, temperature=1.0)
+    assert_rows_stand_alone(Mcts(6), slots, model)
+    assert_fixed_tokens_stay(Mcts(6), slots, model)
+    assert_log_replays(run_driver(Mcts(6), model, [[1]] * 4, slots).trajectory, model)
+    given = run_driver(Mcts(6), model, [[1]], slots, fixed=[[0, 1, None, 2]])
+    assert given.orders == [[1]]
+    assert run_driver(Mcts(6), model, [[1]], slots, fixed=[[0, 1, 2, 2]]).orders == [[]]
+
+
+def test_a_text_that_ends_leaves_nothing_to_search():
+    model = Table(longest=5, eos_ids=(0,))
+    for table in model.tables.values():
+        table[..., 0] += 8.0
+    slots = sampler(model, 4, slot=2, stop_at_eos=True)
+    out = run_driver(Mcts(8, slot_weight=0.0), model, [[1]], slots)
+    assert out.trajectory.completions == [[0] * 4]
+    assert len(out.orders[0]) == (1 if out.orders[0][0] == 0 else 2)
+
+
+def refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        call()
+
+
+def test_what_cannot_be_searched_is_refused(tiny):
+    model = Table(longest=6)
+    refused(lambda: Mcts(0), "simulations is 0")
+    refused(lambda: Mcts(exploration=-1.0), "exploration is -1.0")
+    refused(lambda: Mcts(exploration=float("inf")), "exploration is inf")
+    refused(lambda: Mcts(slot_weight=1.2), "slot_weight is 1.2")
+    refused(lambda: Mcts()(model, [[1]], sampler(model), torch.tensor([0]), policy=Dual()), "set cache to 'none'")
+    model.spec = model.spec.__class__(mask_id=3, forbidden_ids=(3,), block_size=2)
+    refused(lambda: run_driver(Mcts(), model, [[1]], sampler_of(model, "rl", 4)), "blocks from left to right only")
+    with pytest.raises(DataError, match="no prompts"):
+        run_driver(Mcts(), Table(), [], sampler(Table()))
+    assert run_driver(Mcts(2), Table(longest=6), RAGGED, sampler(model=Table())).forwards[2] > 3
