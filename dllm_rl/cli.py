@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dllm_rl.rollouts.engine import RolloutSettings
     from dllm_rl.rollouts.generate_text import Completed, GeneratedText
     from dllm_rl.rollouts.text import Prompt
+    from dllm_rl.samplers.drivers.base import Driven, Driver
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,13 +97,13 @@ def _generate(arguments: argparse.Namespace) -> None:
     for flag in ("trace", "html"):
         if (path := getattr(arguments, flag)) is not None:
             _refuse_unwritable(f"--{flag}", Path(path))
-    settings = _settings(arguments)
+    settings, driver = _settings(arguments), _driver(arguments)
     model = _model(arguments)
     from dllm_rl.rollouts.generate_text import complete, complete_live
     from dllm_rl.rollouts.terminal import draws_in_place
 
     terminal, started = draws_in_place(sys.stdout), time.monotonic()
-    run = partial(complete_live, stream=sys.stdout) if terminal else complete
+    run = partial(complete_live, stream=sys.stdout) if terminal and driver is None else partial(complete, driver=driver)
     done = run(
         model,
         prompts,
@@ -126,7 +127,8 @@ def _write_trace(
     from dllm_rl.rollouts.replay import write_replay
     from dllm_rl.rollouts.trace_file import write_trace
 
-    trace = trace_of_text(done, model, settings, name=arguments.model, seed=arguments.seed)
+    driver = None if arguments.driver is None else " ".join([arguments.driver, *arguments.driver_option])
+    trace = trace_of_text(done, model, settings, name=arguments.model, seed=arguments.seed, driver=driver)
     if arguments.trace is not None:
         write_trace(Path(arguments.trace), trace)
     if arguments.html is not None:
@@ -151,7 +153,8 @@ def _print_facts(done: Completed, seconds: float, gen_length: int) -> None:
     """On stderr, so that the text is all there is on stdout."""
     from dllm_rl.diffusion.trajectory import Op
 
-    tokens, forwards = int((done.trajectory.events.op == Op.WRITE).sum()), sum(done.trajectory.nfe)
+    tokens = int((done.trajectory.events.op == Op.WRITE).sum())
+    forwards = sum(row.forwards for row in done.texts)
     rate = f"{tokens / forwards:.2f} tokens per forward, " if forwards else ""
     facts = f"{tokens} tokens written in {forwards} forwards, {rate}{seconds:.1f} s"
     if endless := sum(not row.finished for row in done.texts):
@@ -241,6 +244,19 @@ def _settings(arguments: argparse.Namespace) -> RolloutSettings:
         cache=arguments.cache,
         options=options,
     )
+
+
+def _driver(arguments: argparse.Namespace) -> Driver[Driven] | None:
+    from dllm_rl.recipe.yaml12 import parse
+    from dllm_rl.samplers.drivers import make_driver
+
+    given = _pairs("--driver-option", arguments.driver_option)
+    if arguments.driver is None:
+        if given:
+            raise RecipeError(f"--driver-option {arguments.driver_option[0]}: there is no --driver to take it")
+        return None
+    options = {key: parse(value, f"--driver-option {key}") for key, value in given.items()}
+    return make_driver(arguments.driver, options)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
@@ -363,6 +379,10 @@ def _add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="prompts per forward (default: %(default)s)")
     parser.add_argument("--trace", metavar="FILE", help="write everything that happened, as JSON")
     parser.add_argument("--html", metavar="FILE", help="write a page that replays it")
+    parser.add_argument("--driver", metavar="NAME", help="best_of_n, smc, look_ahead or mcts (default: one rollout)")
+    parser.add_argument(
+        "--driver-option", metavar="KEY=VALUE", action="append", default=[], help="of the driver; repeatable"
+    )
     _add_sampling(parser)
 
 

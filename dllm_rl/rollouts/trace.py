@@ -56,6 +56,8 @@ class SamplerFacts(_Part):
     stop_at_eos: bool
     cache: str
     options: dict[str, JsonValue]
+    driver: str | None = None
+    """What ran the sampler, with its options; None for one rollout of each prompt. A row's `nfe` counts its own path."""
 
 
 class TransformFacts(_Part):

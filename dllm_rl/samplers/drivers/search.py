@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int64
@@ -120,42 +120,37 @@ class _Confidence:
     total: float = 0.0
     count: int = 0
 
-    def __add__(self, other: _Confidence) -> _Confidence:
-        return _Confidence(self.total + other.total, self.count + other.count)
-
     @property
     def mean(self) -> float:
         return self.total / self.count
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Edge:
-    """A slot tried from a node."""
+    """What filling a slot led to."""
 
     child: _Node
     written: _Confidence
-    visits: int = 0
-    total: float = 0.0
-    """Of the values of its visits."""
 
 
-@dataclass(slots=True)
 class _Node:
-    state: State
-    prior: dict[int, float]
-    """Of each open slot; empty when nothing is left."""
-    edges: dict[int, _Edge] = field(default_factory=dict)
+    """A canvas, and the search's account of every slot that is open in it."""
 
-    def best(self, exploration: float) -> int:
-        """The slot to try next."""
-        root = math.sqrt(1 + sum(edge.visits for edge in self.edges.values()))
+    def __init__(self, state: State, prior: dict[int, float]) -> None:
+        self.state, self.prior = state, prior
+        self.edges: dict[int, _Edge] = {}
+        self.visits = dict.fromkeys(prior, 0)
+        self.values = dict.fromkeys(prior, 0.0)
+        """Sums over visits."""
 
-        def urgency(slot: int) -> float:
-            edge = self.edges.get(slot)
-            visits, total = (edge.visits, edge.total) if edge is not None else (0, 0.0)
-            return (total / visits if visits else 0.0) + exploration * self.prior[slot] * root / (1 + visits)
-
-        return max(self.prior, key=urgency)
+    def next_slot(self, exploration: float) -> int:
+        """The slot to try."""
+        root = math.sqrt(1 + sum(self.visits.values()))
+        urgency = {
+            slot: (self.values[slot] / tried if tried else 0.0) + exploration * self.prior[slot] * root / (1 + tried)
+            for slot, tried in self.visits.items()
+        }
+        return max(urgency, key=urgency.__getitem__)
 
 
 class _Tree:
@@ -173,28 +168,29 @@ class _Tree:
             root, _ = self._node(state)
             for _ in range(self.search.simulations if len(root.prior) > 1 else 1):
                 self._simulate(root)
-            visits.append({slot: root.edges[slot].visits if slot in root.edges else 0 for slot in root.prior})
-            order.append(max(visits[-1], key=lambda slot: visits[-1][slot]))
+            visits.append(dict(root.visits))
+            order.append(max(root.visits, key=root.visits.__getitem__))
             state = self._filled(state, order[-1])
         return state, order, visits
 
     def _simulate(self, node: _Node) -> None:
         """Walk down to a new node or to the end, roll out, and tell every edge on the way."""
-        path, new = list[_Edge](), False
+        path, new = list[tuple[_Node, int]](), False
         while node.prior and not new:
-            slot = node.best(self.search.exploration)
+            slot = node.next_slot(self.search.exploration)
+            path.append((node, slot))
             if slot not in node.edges:
                 after = self._filled(node.state, slot)
                 child, new = self._node(after)
                 node.edges[slot] = _Edge(child, _written(after.canvas, after.canvas.block_of[0] == slot))
-            path.append(node.edges[slot])
-            node = path[-1].child
-        rest = self._rollout(node.state)
-        for edge in reversed(path):
-            share, own = self.search.slot_weight, edge.written.mean
-            edge.total += share * own + (1 - share) * (rest.mean if rest.count else own)
-            edge.visits += 1
-            rest = rest + edge.written
+            node = node.edges[slot].child
+        rest = self._rollout(node.state) if node.prior else _Confidence()
+        share = self.search.slot_weight
+        for node, slot in reversed(path):
+            own = node.edges[slot].written
+            node.visits[slot] += 1
+            node.values[slot] += share * own.mean + (1 - share) * (rest.mean if rest.count else own.mean)
+            rest = _Confidence(rest.total + own.total, rest.count + own.count)
 
     def _node(self, state: State) -> tuple[_Node, bool]:
         """The node of a state, and whether it is new.
@@ -233,8 +229,6 @@ class _Tree:
     def _rollout(self, state: State) -> _Confidence:
         """The rest written from left to right by the sampler."""
         before = state.canvas
-        if bool(before.finished):
-            return _Confidence()
         after = run(state.select(torch.zeros_like(before.block)), self.sampler, self.mask_id).canvas
         self.forwards += int(after.forwards) - int(before.forwards)
         return _written(after, before.hidden[0])

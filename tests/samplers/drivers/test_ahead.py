@@ -31,7 +31,7 @@ WIDE = LookAhead(n=80, temperature=50.0, sure=1.0)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("name", ["llada", "rl", "threshold", "klass", "first_hitting", "dream"])
+@pytest.mark.parametrize("name", ["llada", "rl", "klass", "dream"])
 def test_one_candidate_is_the_wrapped_sampler(name, temperature):
     model, sampler = Table(longest=6), sampler_of(Table(), name, 4, temperature)
     out = run_driver(LookAhead(n=1), model, RAGGED, sampler)
@@ -57,7 +57,7 @@ def objective(model: Table, prompt: list[int], state: tuple[int, ...], chosen: t
 
 
 @pytest.mark.parametrize(("length", "steps", "name"), [(3, 3, "llada"), (4, 2, "rl"), (4, 4, "entropy")])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_of_all_candidates_the_best_is_kept(seed, length, steps, name):
     model = Table(seed=seed, longest=5)
     out = run_driver(WIDE, model, [[1]], sampler_of(model, name, length, 0.0, steps=steps)).trajectory
@@ -85,7 +85,7 @@ def test_the_look_ahead_changes_the_order():
 
 
 def test_candidates_differ_in_their_tokens_as_well():
-    """One position is open: no other selection, but other draws; the surest is that after which nothing is left open."""
+    """Where one position is written, candidates differ in what is drawn there; the surest state afterwards is kept."""
     model = Table(longest=3)
     out = run_driver(LookAhead(n=40, temperature=0.1, sure=1.0), model, [[1]] * 30, sampler_of(model, gen_length=2))
     second = [next(iter(steps[0])) for steps in steps_of(out.trajectory)]

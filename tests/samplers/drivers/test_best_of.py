@@ -96,12 +96,12 @@ def test_the_law_of_the_pick_is_that_of_the_minimum():
     for one, p in law.items():
         for other, q in law.items():
             expected[other if value[other] < value[one] else one] += p * q
-    out = run_driver(BestOfN(n=2), model, [[2]] * 20_000, sampler_of(model, gen_length=2))
+    out = run_driver(BestOfN(n=2), model, [[2]] * 8000, sampler_of(model, gen_length=2))
     counts = Counter(steps_of(out.trajectory))
-    squared = sum((counts[path] - 20_000 * p) ** 2 / (20_000 * p) for path, p in expected.items())
+    squared = sum((counts[path] - 8000 * p) ** 2 / (8000 * p) for path, p in expected.items())
     degrees = len(expected) - 1
     assert squared < degrees + 5 * math.sqrt(2 * degrees)
-    plain = sum((counts[path] - 20_000 * p) ** 2 / (20_000 * p) for path, p in law.items())
+    plain = sum((counts[path] - 8000 * p) ** 2 / (8000 * p) for path, p in law.items())
     assert plain > 20 * degrees
 
 

@@ -78,9 +78,9 @@ def test_the_normalising_constant_and_every_texts_mass_are_unbiased(resampling, 
     for path, chance in law.items():
         exact[text_of(path)] += chance * path_weight(model, path, 3, every, form)
     driver = Smc(n=3, potential=tilted, every=every, ess=ess, resampling=resampling)
-    out = run_driver(driver, model, [[2]] * 4000, sampler_of(model))
+    out = run_driver(driver, model, [[2]] * 2500, sampler_of(model))
     fired = torch.stack([point.resampled for point in out.checkpoints]).double().mean()
-    assert 0.05 < fired and (ess == 1 or fired < 0.95)
+    assert fired > 0.05 and (ess == 1 or fired < 0.95)
     total, masses = measure(model, out)
     assert close(total, sum(exact.values()))
     assert set(masses) <= set(exact)
@@ -233,7 +233,7 @@ def test_the_pick_is_the_path_of_least_entropy_or_drawn_by_weight():
     assert out.trajectory.completions == [out.candidates.completions[3 * i + int(k)] for i, k in enumerate(out.picked)]
     assert out.trajectory.exactness == out.candidates.exactness == "none"
     driver = Smc(n=3, potential=EntropyTilt(8.0), every=1, ess=1e-9, by=None)
-    out = run_driver(driver, model, [[1]] * 4000, sampler_of(model))
+    out = run_driver(driver, model, [[1]] * 2000, sampler_of(model))
     share = out.log_weights.softmax(dim=1)
     for particle in range(3):
         surplus = (out.picked == particle).double() - share[:, particle]
