@@ -10,10 +10,10 @@ import torch
 import dllm_rl
 from dllm_rl.cli import _print_texts, main
 from dllm_rl.rollouts.generate_text import GeneratedText
+from dllm_rl.rollouts.trace_file import read_trace
 from dllm_rl.samplers.drivers import drive
 from dllm_rl.samplers.drivers.best_of import BestOfN
 from dllm_rl.samplers.presets.request import Request
-from dllm_rl.rollouts.trace_file import read_trace
 from tests.rollouts.screens import Screen, shown
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -57,7 +57,7 @@ class SamplerFacts(_Part):
     cache: str
     options: dict[str, JsonValue]
     driver: str | None = None
-    """What ran the sampler, with its options; None for one rollout of each prompt. A row's `nfe` counts its own path."""
+    """What ran the sampler, with its options; None for one rollout per prompt. `nfe` is that of a row's own path."""
 
 
 class TransformFacts(_Part):

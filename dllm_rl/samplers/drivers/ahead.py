@@ -133,7 +133,7 @@ class LookAhead:
     def _try(self, state: State, sight: Sight, keys: Int64[Tensor, " P"], sampler: Sampler, mask_id: int) -> _Tried:
         """Make the step in several ways, and look at what each leads to."""
         before = state.canvas
-        count = torch.where(before.finished | self._is_sure(sight, len(keys), sampler), 1, self.n)
+        count = torch.where(self._is_sure(sight, len(keys), sampler), 1, self.n)
         owner = torch.repeat_interleave(count)
         candidate = torch.arange(len(owner), device=owner.device) - (count.cumsum(0) - count)[owner]
         forks = state.select(owner)
@@ -152,7 +152,7 @@ class LookAhead:
         return _Tried(after, ahead, owner, candidate, objective)
 
     def _is_sure(self, sight: Sight, rows: int, sampler: Sampler) -> Bool[Tensor, " P"]:
-        """Rows whose open positions all have a token likely enough, as drawn from at temperature 1."""
+        """Rows whose open positions all have a token likely enough, at temperature 1; also those with nothing open."""
         permitted = Transform(forbidden_ids=sampler.transform.forbidden_ids)
         peak = sight.proposal.per_position(lambda logits: permitted.log_probs(logits).amax(dim=-1).exp())
         return torch.bincount(sight.proposal.row[peak < self.sure], minlength=rows) == 0
@@ -171,7 +171,7 @@ class _Tried:
     objective: Float64[Tensor, " R"]
 
     def best(self, keys: Int64[Tensor, " P"]) -> tuple[State, Sight | None]:
-        """The best of each prompt's, of equals the first, with the prompt's own key."""
+        """The best of each prompt's, of equals the first, with the prompt's own key; no sight when all are finished."""
         cell, shape = (self.owner, self.candidate), (len(keys), int(self.candidate.max()) + 1)
         table = torch.full(shape, float("-inf"), dtype=torch.float64, device=keys.device)
         place = table.index_put(cell, self.objective).argmax(dim=1, keepdim=True)
@@ -179,7 +179,9 @@ class _Tried:
         row = row.index_put(cell, torch.arange(len(self.owner), device=keys.device)).gather(1, place)[:, 0]
         state = self.state.select(row)
         state = replace(state, canvas=replace(state.canvas, keys=keys))
-        return state, None if self.sight is None else self.sight.select(row, state.canvas)
+        if self.sight is None or bool(state.canvas.finished.all()):
+            return state, None
+        return state, self.sight.select(row, state.canvas)
 
 
 def _distinct(owner: Int64[Tensor, " R"], canvas: Canvas) -> Int64[Tensor, " D"]:

@@ -33,6 +33,8 @@ class Searched:
     """Of each prompt, the slots in the order in which they were filled."""
     visits: list[list[dict[int, int]]]
     """Of each prompt and decision, how often each slot had been tried there."""
+    values: list[list[dict[int, float]]]
+    """Q of those tried at least once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,17 +93,19 @@ class Mcts:
     ) -> Searched:
         _refuse(sampler, policy)
         canvas = begin(model, prompts, sampler, keys, fixed=fixed).canvas  # all prompts are checked before any is run
-        parts, forwards, orders, visits = [], [], [], []
+        trees, parts = [], []
         for row, prompt in enumerate(prompts):
             given = None if fixed is None else [fixed[row]]
             state = begin(model, [prompt], sampler, canvas.keys[row : row + 1], fixed=given)
-            tree = _Tree(self, sampler, model.spec.mask_id)
-            state, order, counts = tree.decode(state)
-            parts.append(trajectory(state, [prompt], model, sampler, None, update))
-            forwards.append(tree.forwards)
-            orders.append(order)
-            visits.append(counts)
-        return Searched(replace(Trajectory.concatenate(parts), exactness="none"), forwards, orders, visits)
+            trees.append(_Tree(self, sampler, model.spec.mask_id))
+            parts.append(trajectory(trees[-1].decode(state), [prompt], model, sampler, None, update))
+        return Searched(
+            replace(Trajectory.concatenate(parts), exactness="none"),
+            forwards=[tree.forwards for tree in trees],
+            orders=[tree.order for tree in trees],
+            visits=[tree.visits for tree in trees],
+            values=[tree.values for tree in trees],
+        )
 
 
 def _refuse(sampler: Sampler, policy: CachePolicy | None) -> None:
@@ -159,19 +163,22 @@ class _Tree:
     def __init__(self, search: Mcts, sampler: Sampler, mask_id: int) -> None:
         self.search, self.sampler, self.mask_id = search, sampler, mask_id
         self.forwards = 0
+        self.order: list[int] = []
+        self.visits: list[dict[int, int]] = []
+        self.values: list[dict[int, float]] = []
         self._nodes: dict[tuple[int, ...], _Node] = {}
 
-    def decode(self, state: State) -> tuple[State, list[int], list[dict[int, int]]]:
-        """The finished state, the order of its slots, and the visits before each decision."""
-        order, visits = list[int](), list[dict[int, int]]()
+    def decode(self, state: State) -> State:
+        """The finished state; the order of its slots, and what led to it, are kept."""
         while not bool(state.canvas.finished):
             root, _ = self._node(state)
             for _ in range(self.search.simulations if len(root.prior) > 1 else 1):
                 self._simulate(root)
-            visits.append(dict(root.visits))
-            order.append(max(root.visits, key=root.visits.__getitem__))
-            state = self._filled(state, order[-1])
-        return state, order, visits
+            self.visits.append(dict(root.visits))
+            self.values.append({slot: root.values[slot] / root.visits[slot] for slot in root.edges})
+            self.order.append(max(root.visits, key=root.visits.__getitem__))
+            state = self._filled(state, self.order[-1])
+        return state
 
     def _simulate(self, node: _Node) -> None:
         """Walk down to a new node or to the end, roll out, and tell every edge on the way."""

@@ -106,6 +106,15 @@ def test_forwards_are_counted_and_equal_candidates_are_looked_at_once():
     assert out.trajectory.nfe == [3]
 
 
+def test_whichever_candidates_are_kept_a_row_has_the_key_of_its_prompt():
+    driver = LookAhead(n=6, temperature=5.0, sure=1.0)
+    for seed in range(24):
+        model = Table(seed=seed, longest=3)
+        out = run_driver(driver, model, [[1]], sampler_of(model, "threshold", 2), seed=seed)
+        assert out.trajectory.keys.tolist() == row_keys(seed, None, 1).tolist()
+        assert out.trajectory.num_steps == out.trajectory.nfe[0]
+
+
 def test_where_everything_is_sure_nothing_is_tried():
     model = Table(longest=4)
     for table in model.tables.values():

@@ -56,6 +56,7 @@ def test_the_first_candidate_is_the_plain_rollout_and_the_others_are_not():
     assert out.candidates.select(range(0, 120, 3)).completions == plain.completions
     for other in (1, 2):
         assert out.candidates.select(range(other, 120, 3)).completions != plain.completions
+    assert len(set(out.candidates.keys.tolist())) == 120
     assert out.candidates.exactness == "exact" and out.trajectory.exactness == "none"
     assert out.trajectory.behaviour_logp.isnan().all()
 

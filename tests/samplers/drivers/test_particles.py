@@ -10,12 +10,14 @@ from itertools import pairwise
 import pytest
 import torch
 
+from dllm_rl import rng
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.drivers.best_of import BestOfN
 from dllm_rl.samplers.drivers.particles import Particles, Smc
 from dllm_rl.samplers.drivers.potential import EntropyTilt, LinearTilt
 from dllm_rl.samplers.drivers.resample import at, effective_sample_size, log_mean, multinomial, systematic
+from dllm_rl.samplers.generate import row_keys
 from tests.samplers.drivers.oracle import (
     assert_fixed_tokens_stay,
     assert_log_replays,
@@ -112,6 +114,7 @@ def test_weights_telescope_and_ancestors_lead_to_the_states_that_were_weighed(se
     assert 20 < kept < 160
     torch.testing.assert_close(out.log_weights, carried, rtol=0, atol=1e-12)
     torch.testing.assert_close(out.log_normaliser, factors + carried.exp().mean(1).log(), rtol=0, atol=1e-12)
+    assert_keys_are_named(out, row_keys(seed, None, 60))
     for place, path in enumerate(steps_of(out.candidates)):
         row, particle = divmod(place, 4)
         visited = states(path, 4, 3)
@@ -119,6 +122,31 @@ def test_weights_telescope_and_ancestors_lead_to_the_states_that_were_weighed(se
             particle = int(point.ancestors[row, particle])
             found = float(point.log_potential[row, particle].exp())
             assert found == pytest.approx(tilt(model, [2], visited[point.step]), abs=1e-12)
+
+
+def assert_keys_are_named(out: Particles, keys: torch.Tensor) -> None:
+    """One number for each resampling; copies take new keys, and particles of other prompts keep theirs."""
+    index = torch.arange(4)
+    expected = torch.stack([keys, *(rng.fold(keys, "candidate", torch.tensor(i)) for i in (1, 2, 3))], dim=1)
+    for point in out.checkpoints:
+        offset = rng.uniform(rng.fold(keys, "resample", point.step), 1)
+        shares = point.log_weights.softmax(dim=1).cumsum(dim=1)
+        naive = ((index + offset) / 4)[:, :, None] >= shares[:, None, :-1]
+        fired = point.resampled[:, None]
+        assert torch.equal(point.ancestors, torch.where(fired, naive.sum(dim=2), index))
+        fresh = torch.stack([rng.fold(keys, "particle", point.step, torch.tensor(i)) for i in range(4)], dim=1)
+        expected = torch.where(fired, fresh, expected)
+    assert torch.equal(out.candidates.keys.view(60, 4), expected)
+
+
+def test_where_the_last_unfinished_particle_is_dropped_nothing_more_is_done():
+    model, found = Table(longest=5), 0
+    heavy = Smc(n=4, potential=lambda sight, canvas, _: torch.full((4,), -60.0), every=1, ess=1.0)
+    for seed in range(16):
+        out = run_driver(heavy, model, [[1]], sampler_of(model, "threshold", 4), seed=seed)
+        assert out.candidates.num_steps == max(out.candidates.nfe)
+        found += bool(out.checkpoints[-1].resampled) and set(out.checkpoints[-1].log_potential[0].tolist()) > {0.0}
+    assert found >= 2
 
 
 def test_a_potential_that_is_constant_is_plain_sampling():

@@ -32,15 +32,21 @@ def sampler(model: Table, length: int = 3, slot: int = 1, **request):
     return sampler_of(model, "rl", length, request.pop("temperature", 0.0), block_length=slot, **request)
 
 
-def fill(model: Table, state: State, place: int) -> tuple[State, float]:
-    """Write the likeliest token at one position, and its probability of the full softmax, the mask's logit included."""
-    logits = model.logits(torch.tensor([[1, *state]]))[0, 1 + place]
-    token = int(logits[:WORDS].argmax())
-    return (*state[:place], token, *state[place + 1 :]), float(logits.softmax(-1)[token])
+def fill(model: Table, state: State, slot: int, size: int = 1) -> tuple[State, list[float]]:
+    """Write the likeliest tokens of a slot, the surest position first; with their probabilities of the full softmax."""
+    confidences = []
+    while places := [i for i in range(slot * size, (slot + 1) * size) if state[i] == WORDS]:
+        seen = probabilities(model, [1], state)
+        place = max(places, key=lambda i, seen=seen: max(seen[i]))
+        logits = model.logits(torch.tensor([[1, *state]]))[0, 1 + place]
+        token = int(logits[:WORDS].argmax())
+        state = (*state[:place], token, *state[place + 1 :])
+        confidences.append(float(logits.softmax(-1)[token]))
+    return state, confidences
 
 
-def open_slots(state: State) -> list[int]:
-    return [i for i, token in enumerate(state) if token == WORDS]
+def open_slots(state: State, size: int = 1) -> list[int]:
+    return sorted({i // size for i, token in enumerate(state) if token == WORDS})
 
 
 def follow(model: Table, state: State, share: float) -> tuple[list[int], list[float], float]:
@@ -52,7 +58,7 @@ def follow(model: Table, state: State, share: float) -> tuple[list[int], list[fl
         return [], [], math.inf
     options = []
     for place in open_slots(state):
-        after, own = fill(model, state, place)
+        after, (own,) = fill(model, state, place)
         order, rest, gap = follow(model, after, share)
         value = share * own + (1 - share) * (sum(rest) / len(rest) if rest else own)
         options.append((value, [place, *order], [own, *rest], gap))
@@ -78,73 +84,82 @@ def test_enough_simulations_find_the_best_order(share):
     assert unlike >= 1
 
 
-def plain_search(model: Table, length: int, sims: int, constant: float, share: float):
+def mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def plain_search(model: Table, length: int, size: int, sims: int, constant: float, share: float):
     """The search in a few dictionaries; orders, visits and forwards."""
     visits: dict[tuple[State, int], int] = {}
     totals: dict[tuple[State, int], float] = {}
     priors: dict[State, dict[int, float]] = {}
-    filled: dict[tuple[State, int], tuple[State, float]] = {}
+    filled: dict[tuple[State, int], tuple[State, list[float]]] = {}
     cost = [0]
 
     def expand(state: State) -> bool:
         if state in priors:
             return False
-        places = open_slots(state)
         seen = probabilities(model, [1], state)
-        peak = {place: max(seen[place]) for place in places}
-        priors[state] = {place: value / sum(peak.values()) for place, value in peak.items()}
-        cost[0] += bool(places)
+        peak = {
+            slot: mean([max(seen[i]) for i in range(slot * size, (slot + 1) * size) if state[i] == WORDS])
+            for slot in open_slots(state, size)
+        }
+        priors[state] = {slot: value / sum(peak.values()) for slot, value in peak.items()}
+        cost[0] += bool(peak)
         return True
 
-    def urgency(state: State, place: int) -> float:
-        count = visits.get((state, place), 0)
-        value = totals[state, place] / count if count else 0.0
+    def urgency(state: State, slot: int) -> float:
+        count = visits.get((state, slot), 0)
+        value = totals[state, slot] / count if count else 0.0
         passed = 1 + sum(visits.get((state, other), 0) for other in priors[state])
-        return value + constant * priors[state][place] * math.sqrt(passed) / (1 + count)
+        return value + constant * priors[state][slot] * math.sqrt(passed) / (1 + count)
 
     def simulate(state: State) -> None:
         path, new = [], False
-        while open_slots(state) and not new:
-            place = max(priors[state], key=lambda place, state=state: urgency(state, place))
-            if (state, place) not in filled:
-                filled[state, place] = fill(model, state, place)
-                cost[0] += 1
-                new = expand(filled[state, place][0])
-            path.append((state, place))
-            state = filled[state, place][0]
+        while priors[state] and not new:
+            slot = max(priors[state], key=lambda slot, state=state: urgency(state, slot))
+            if (state, slot) not in filled:
+                filled[state, slot] = fill(model, state, slot, size)
+                cost[0] += len(filled[state, slot][1])
+                new = expand(filled[state, slot][0])
+            path.append((state, slot))
+            state = filled[state, slot][0]
         rest = []
-        for place in open_slots(state):
-            state, own = fill(model, state, place)
-            rest.append(own)
-            cost[0] += 1
+        for slot in open_slots(state, size):
+            state, own = fill(model, state, slot, size)
+            rest += own
+            cost[0] += len(own)
         for edge in reversed(path):
             own = filled[edge][1]
-            value = share * own + (1 - share) * (sum(rest) / len(rest) if rest else own)
-            totals[edge] = totals.get(edge, 0.0) + value
+            totals[edge] = totals.get(edge, 0.0) + share * mean(own) + (1 - share) * mean(rest or own)
             visits[edge] = visits.get(edge, 0) + 1
-            rest.append(own)
+            rest += own
 
-    state, order, counts = (WORDS,) * length, [], []
-    while open_slots(state):
+    state, order, counts, means = (WORDS,) * length, [], [], []
+    while open_slots(state, size):
         expand(state)
-        for _ in range(sims if len(open_slots(state)) > 1 else 1):
+        for _ in range(sims if len(open_slots(state, size)) > 1 else 1):
             simulate(state)
-        counts.append({place: visits.get((state, place), 0) for place in priors[state]})
-        order.append(max(counts[-1], key=lambda place, counts=counts: counts[-1][place]))
-        state, _ = fill(model, state, order[-1])
-        cost[0] += 1
-    return order, counts, cost[0]
+        counts.append({slot: visits.get((state, slot), 0) for slot in priors[state]})
+        means.append({slot: totals[state, slot] / count for slot, count in counts[-1].items() if count})
+        order.append(max(counts[-1], key=lambda slot, counts=counts: counts[-1][slot]))
+        state, own = fill(model, state, order[-1], size)
+        cost[0] += len(own)
+    return order, counts, means, cost[0]
 
 
 @pytest.mark.parametrize(
-    ("sims", "constant", "share", "seed"),
-    [(1, 1.0, 0.3, 0), (7, 0.0, 0.5, 1), (9, 0.3, 0.3, 2), (20, 2.0, 0.0, 0), (13, 10.0, 1.0, 1)],
+    ("size", "sims", "constant", "share", "seed"),
+    [(1, 1, 1.0, 0.3, 0), (1, 7, 0.0, 0.5, 1), (1, 20, 2.0, 0.0, 0), (1, 13, 10.0, 1.0, 1), (2, 9, 0.3, 0.3, 2)],
 )
-def test_every_visit_and_every_forward_is_that_of_the_search_written_plainly(sims, constant, share, seed):
-    model = Table(seed=seed, longest=5)
-    out = run_driver(Mcts(sims, constant, share), model, [[1]], sampler(model, 4))
-    order, counts, cost = plain_search(model, 4, sims, constant, share)
+def test_every_visit_and_every_forward_is_that_of_the_search_written_plainly(size, sims, constant, share, seed):
+    length = 4 if size == 1 else 6
+    model = Table(seed=seed, longest=length + 1)
+    out = run_driver(Mcts(sims, constant, share), model, [[1]], sampler(model, length, size))
+    order, counts, means, cost = plain_search(model, length, size, sims, constant, share)
     assert out.orders == [order] and out.visits == [counts]
+    for found, expected in zip(out.values[0], means, strict=True):
+        assert found == pytest.approx(expected, abs=1e-12)
     assert out.forwards == [cost] and rows_shown(model) == cost
 
 
