@@ -8,8 +8,12 @@ import pytest
 import torch
 
 import dllm_rl
-from dllm_rl.cli import _print_texts, main
+from dllm_rl.cli import main
+from dllm_rl.cli.generate import print_texts
 from dllm_rl.rollouts.trace_file import read_trace
+from dllm_rl.samplers.drivers import drive
+from dllm_rl.samplers.drivers.best_of import BestOfN
+from dllm_rl.samplers.presets.request import Request
 from tests.rollouts.screens import Screen, shown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +72,32 @@ def test_generate_prints_what_the_library_generates(
         flags = ["--raw", "--temperature", "0.7", "--seed", "3", "--option", "remasking=random"]
         assert main(["generate", folder, *prompt, *SHORT, *flags]) == 0
         assert capsys.readouterr().out == text + "\n"
+
+
+def test_generate_runs_a_driver(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
+    model = dllm_rl.load_model(folder)
+    ids = model.tokenizer("1+1=", add_special_tokens=False)["input_ids"]
+    request = Request(8, steps=4, temperature=0.7)
+    out = drive(model, [ids], BestOfN(n=3), request, seed=3)
+    ends = [place for place, token in enumerate(out.trajectory.completions[0]) if token in model.spec.eos_ids]
+    text = model.tokenizer.decode(out.trajectory.completions[0][: min(ends, default=8)], skip_special_tokens=True)
+    capsys.readouterr()
+    flags = ["--raw", "--temperature", "0.7", "--seed", "3", "--driver", "best_of_n", "--driver-option", "n=3"]
+    trace = tmp_path / "trace.json"
+    assert main(["generate", folder, "--prompt", "1+1=", *SHORT, *flags, "--trace", str(trace)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == text + "\n"
+    assert "8 tokens written in 12 forwards" in printed.err
+    content = json.loads(trace.read_text(encoding="utf-8"))
+    assert content["sampler"]["driver"] == "best_of_n n=3" and content["exactness"] == "none"
+
+
+def test_generate_refuses_what_a_driver_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
+    """Before a model is looked for."""
+    asked = ("generate", "no/model", "--prompt", "1")
+    assert "did you mean 'smc'?" in refusal(capsys, *asked, "--driver", "smcs")
+    assert "no option 'nn'" in refusal(capsys, *asked, "--driver", "mcts", "--driver-option", "nn=3")
+    assert "there is no --driver to take it" in refusal(capsys, *asked, "--driver-option", "n=3")
 
 
 def test_generate_refuses_what_the_preset_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,7 +211,7 @@ def test_on_a_terminal_several_prompts_leave_their_texts_only(monkeypatch: pytes
 def test_nothing_a_model_writes_steers_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = terminal(monkeypatch)
     trouble = {"prompt": "p\x1b[2J", "completion": "a\x1b]0;title\x07\n\tb"}
-    _print_texts([trouble], as_lines=True, terminal=True)
+    print_texts([trouble], as_lines=True, terminal=True)
     assert screen.getvalue() == "--- 0: p<1B>[2J\na<1B>]0;title<07>\n\tb\n"
 
 

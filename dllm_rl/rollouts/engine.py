@@ -18,6 +18,7 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.samplers.cache import make_policy
 from dllm_rl.samplers.canvas import Canvas, Template, refuse_overlong, templates_of
+from dllm_rl.samplers.drivers.base import Driven, Driver
 from dllm_rl.samplers.generate import rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
@@ -134,13 +135,8 @@ class LocalEngine:
             DataError: no prompts, not one key per prompt, a prompt too long for the model, a template that does not
                 fit, or templates though the rollouts stop at the end of sequence. Nothing has been sampled then.
         """
-        if len(keys) != len(prompts):
-            raise DataError(f"{len(keys)} keys for {len(prompts)} prompts; expected one key per prompt")
-        length = self.sampler.blocks.gen_length
-        refuse_overlong(self.model, prompts, length)
-        given = templates_of(self.model, fixed, len(prompts), length)
-        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-        size = self.batch_size or len(prompts)
+        batches = self._batches(prompts, keys)
+        given = templates_of(self.model, fixed, len(prompts), self.sampler.blocks.gen_length)
         with evaluating(self.model.network):
             parts = [
                 rollout(
@@ -153,7 +149,56 @@ class LocalEngine:
                     policy=self.policy,
                     watch=None if watch is None else partial(watch, rows),
                 )
-                for rows in (by_length[start : start + size] for start in range(0, len(prompts), size))
+                for rows in batches
             ]
-        place = torch.tensor(by_length).argsort().tolist()
-        return Trajectory.concatenate(parts).select(place)
+        return Trajectory.concatenate(parts).select(_places(batches))
+
+    def drive(
+        self,
+        driver: Driver[Driven],
+        prompts: Sequence[Sequence[int]],
+        keys: Int64[Tensor, " P"],
+        *,
+        fixed: Sequence[Template] | None = None,
+    ) -> tuple[Trajectory, list[int]]:
+        """The rollouts that a driver picks, and the forwards that it spent on each prompt; else as `generate`.
+
+        A driver that keeps n rollouts of a prompt makes batches of n times as many rows.
+
+        Raises:
+            RecipeError: the driver cannot run this sampler.
+            DataError: as for `generate`.
+        """
+        batches = self._batches(prompts, keys)
+        given = None if fixed is None else templates_of(self.model, fixed, len(prompts), self.sampler.blocks.gen_length)
+        with evaluating(self.model.network):
+            parts = [
+                driver(
+                    self.model,
+                    [prompts[row] for row in rows],
+                    self.sampler,
+                    keys[rows],
+                    fixed=None if given is None else [given[row] for row in rows],
+                    policy=self.policy,
+                )
+                for rows in batches
+            ]
+        place = _places(batches)
+        forwards = [count for part in parts for count in part.forwards]
+        out = Trajectory.concatenate([part.trajectory for part in parts]).select(place)
+        return out, [forwards[row] for row in place]
+
+    def _batches(self, prompts: Sequence[Sequence[int]], keys: Int64[Tensor, " B"]) -> list[list[int]]:
+        """Numbers of the prompts that are run together: those of similar length."""
+        if len(keys) != len(prompts):
+            raise DataError(f"{len(keys)} keys for {len(prompts)} prompts; expected one key per prompt")
+        refuse_overlong(self.model, prompts, self.sampler.blocks.gen_length)
+        by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+        size = self.batch_size or len(prompts)
+        return [by_length[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def _places(batches: Sequence[Sequence[int]]) -> list[int]:
+    """Where each prompt is found after the batches, one after the other."""
+    places: list[int] = torch.tensor([row for rows in batches for row in rows]).argsort().tolist()
+    return places

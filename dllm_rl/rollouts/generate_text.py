@@ -11,7 +11,7 @@ import torch
 
 from dllm_rl import rng
 from dllm_rl.diffusion.trajectory import Trajectory
-from dllm_rl.errors import DataError, ModelContractError
+from dllm_rl.errors import DataError, ModelContractError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings, WatchRows
 from dllm_rl.rollouts.terminal import Live, Painter, glyphs_of
@@ -19,6 +19,7 @@ from dllm_rl.rollouts.text import Prompt, decode_until_eos, encode_prompt, promp
 from dllm_rl.rollouts.trace import SamplerFacts, Trace, token_ids, trace_of
 from dllm_rl.rollouts.view import View
 from dllm_rl.samplers.canvas import Template
+from dllm_rl.samplers.drivers.base import Driven, Driver
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class GeneratedText:
     finished: bool
     """Whether an end of sequence was written."""
     forwards: int
-    """Network evaluations it took."""
+    """Network evaluations it took, those of rollouts that were dropped included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def complete(
     batch_size: int | None = None,
     watch: WatchRows | None = None,
     fixed: Template | None = None,
+    driver: Driver[Driven] | None = None,
 ) -> Completed:
     """Generate a completion for each prompt, and keep what happened.
 
@@ -74,18 +76,27 @@ def complete(
         prompts: texts or chat messages.
         chat: give each prompt to the tokenizer's chat template, a text as a user's message; False continues the text as
             it is.
+        watch: cannot look on at a driver.
         fixed: ids of every completion that are given, None where one is to be written; see `samplers.generate`.
+        driver: how to decode; None for one rollout of each prompt.
 
     Raises:
+        RecipeError: the driver cannot run this sampler, or is to be watched.
         DataError: a prompt is empty, or `fixed` does not fit.
         ModelContractError: the model came without a tokenizer, or the tokenizer has no chat template.
     """
+    if driver is not None and watch is not None:
+        raise RecipeError("a driver keeps several canvases of a prompt and cannot be watched; leave one of them out")
     decode = decode_until_eos(model)
     ids = prompt_ids(model, prompts, chat)
     engine = LocalEngine(model, settings, batch_size)
     keys, given = rng.sample_keys(seed, torch.arange(len(prompts))), None if fixed is None else [fixed] * len(prompts)
-    out = engine.generate(ids, keys, watch=watch, fixed=given)
-    rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), out.nfe, strict=True)
+    if driver is None:
+        out = engine.generate(ids, keys, watch=watch, fixed=given)
+        forwards = out.nfe
+    else:
+        out, forwards = engine.drive(driver, ids, keys, fixed=given)
+    rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), forwards, strict=True)
     blocks = [row.unique_consecutive(return_counts=True)[1].tolist() for row in engine.sampler.blocks.layout(ids)]
     return Completed([GeneratedText(*row) for row in rows], out, blocks)
 
@@ -119,11 +130,20 @@ def complete_live(
     return done
 
 
-def trace_of_text(done: Completed, model: DiffusionModel, settings: RolloutSettings, *, name: str, seed: int) -> Trace:
+def trace_of_text(
+    done: Completed,
+    model: DiffusionModel,
+    settings: RolloutSettings,
+    *,
+    name: str,
+    seed: int,
+    driver: str | None = None,
+) -> Trace:
     """What is to be written about a rollout.
 
     Args:
         name: the model as the user named it.
+        driver: the driver and its options as the user named them.
     """
     return trace_of(
         done.trajectory,
@@ -138,6 +158,7 @@ def trace_of_text(done: Completed, model: DiffusionModel, settings: RolloutSetti
             stop_at_eos=settings.stop_at_eos,
             cache=settings.cache,
             options=dict(settings.options),
+            driver=driver,
         ),
         seed=seed,
         prompt_texts=[row.prompt for row in done.texts],

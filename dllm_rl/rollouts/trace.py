@@ -56,6 +56,8 @@ class SamplerFacts(_Part):
     stop_at_eos: bool
     cache: str
     options: dict[str, JsonValue]
+    driver: str | None = None
+    """What ran the sampler, with its options; None for one rollout per prompt. `nfe` is that of a row's own path."""
 
 
 class TransformFacts(_Part):

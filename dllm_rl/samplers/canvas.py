@@ -135,6 +135,11 @@ class Canvas:
             logp=self.logp.masked_fill(positions, float("nan")),
         )
 
+    def open_block(self, block: Int64[Tensor, " B"]) -> Canvas:
+        """Every row at the first turn of `block`, whatever it was writing; for those who choose the order of blocks."""
+        waiting = self.hidden & self.editable & (self.block_of == block[:, None])
+        return replace(self, block=block, turn=torch.zeros_like(self.turn), opening=waiting.sum(dim=1))
+
     def open_next_block(self, stay: Bool[Tensor, " B"]) -> Canvas:
         """Rows with nothing hidden in or before their block move to the next that has; rows without one are finished.
 

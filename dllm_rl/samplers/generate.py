@@ -75,11 +75,20 @@ def generate(
     request = Request(gen_length, block_length, steps, temperature, cfg_scale, top_p, top_k, stop_at_eos)
     chosen = make_sampler(model.spec, sampler, options, request)
     policy = make_policy(cache, model.spec)
-    ids = range(len(prompts)) if sample_ids is None else sample_ids
-    if len(ids) != len(prompts):
-        raise DataError(f"{len(ids)} sample_ids for {len(prompts)} prompts; expected one id per prompt")
-    keys = rng.sample_keys(seed, torch.tensor(ids, dtype=torch.int64))
+    keys = row_keys(seed, sample_ids, len(prompts))
     return rollout(model, prompts, chosen, keys, fixed=fixed, policy=policy, watch=watch)
+
+
+def row_keys(seed: int, sample_ids: Sequence[int] | None, rows: int) -> Int64[Tensor, " B"]:
+    """A key per row; ids are 0, 1, ... unless given.
+
+    Raises:
+        DataError: not one id per row.
+    """
+    ids = range(rows) if sample_ids is None else sample_ids
+    if len(ids) != rows:
+        raise DataError(f"{len(ids)} sample_ids for {rows} prompts; expected one id per prompt")
+    return rng.sample_keys(seed, torch.tensor(ids, dtype=torch.int64))
 
 
 @torch.no_grad()

@@ -140,16 +140,21 @@ def _proposal(
     return Proposal(row, index, logits, step_keys(canvas, row, index), plan)
 
 
-def mean_entropy(proposal: Proposal, forbidden_ids: tuple[int, ...], num_rows: int) -> Float64[Tensor, " B"]:
-    """Mean entropy of each row's positions, nats at temperature 1; NaN for a row without any."""
+def entropies(proposal: Proposal, forbidden_ids: tuple[int, ...]) -> Float64[Tensor, " T"]:
+    """Entropy of what is predicted at each position, nats at temperature 1."""
     permitted = Transform(forbidden_ids=forbidden_ids)
 
     def entropy(logits: Tensor) -> Tensor:
         log_probs = permitted.log_probs(logits.to(torch.float64))
-        entropies: Tensor = torch.special.entr(log_probs.exp()).sum(dim=-1)
-        return entropies
+        each: Tensor = torch.special.entr(log_probs.exp()).sum(dim=-1)
+        return each
 
-    each = proposal.per_position(entropy)
+    return proposal.per_position(entropy)
+
+
+def mean_entropy(proposal: Proposal, forbidden_ids: tuple[int, ...], num_rows: int) -> Float64[Tensor, " B"]:
+    """Mean entropy of each row's positions, nats at temperature 1; NaN for a row without any."""
+    each = entropies(proposal, forbidden_ids)
     total = torch.zeros(num_rows, dtype=torch.float64, device=each.device).index_add(0, proposal.row, each)
     counts: Tensor = torch.bincount(proposal.row, minlength=num_rows)
     return total / counts

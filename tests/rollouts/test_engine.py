@@ -8,7 +8,11 @@ import torch
 from dllm_rl import rng
 from dllm_rl.errors import DataError, ModelContractError, RecipeError
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.generate_text import generate_text
+from dllm_rl.rollouts.generate_text import complete, generate_text
+from dllm_rl.samplers.drivers.ahead import LookAhead
+from dllm_rl.samplers.drivers.best_of import BestOfN
+from dllm_rl.samplers.drivers.particles import Smc
+from dllm_rl.samplers.drivers.search import Mcts
 from dllm_rl.samplers.generate import generate
 
 PROMPTS = [[5, 6, 7, 8], [9], [1, 2, 3], [4, 4], [9], [3, 2, 1, 0, 5]]
@@ -51,6 +55,23 @@ def test_who_watches_is_told_which_prompts_a_batch_holds(tiny, keys):
         (3, 8),
         (4, 0),
     ]
+
+
+@pytest.mark.parametrize("driver", [BestOfN(n=2), Smc(n=2, every=1, ess=1.0), LookAhead(n=2), Mcts(2)])
+def test_a_driver_runs_in_batches_that_change_nothing(tiny, keys, driver):
+    whole, forwards = LocalEngine(tiny, SETTINGS).drive(driver, PROMPTS, keys)
+    assert whole.prompts == PROMPTS and whole.exactness == "none"
+    batched, counts = LocalEngine(tiny, SETTINGS, 4).drive(driver, PROMPTS, keys)
+    assert batched.completions == whole.completions and counts == forwards
+    alone = driver(tiny, PROMPTS[4:5], LocalEngine(tiny, SETTINGS).sampler, keys[4:5])
+    assert alone.trajectory.completions == [whole.completions[4]] and alone.forwards == [forwards[4]]
+    with pytest.raises(DataError, match="2 keys for 1 prompts"):
+        LocalEngine(tiny, SETTINGS).drive(driver, PROMPTS[:1], keys[:2])
+
+
+def test_a_driver_cannot_be_watched(tiny):
+    with pytest.raises(RecipeError, match="cannot be watched"):
+        complete(tiny, ["1+1="], SETTINGS, chat=False, watch=lambda rows, step, canvas: None, driver=BestOfN(n=2))
 
 
 def test_it_generates_what_generate_does(tiny, keys):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
-from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.loop import Sampler
+from dllm_rl.samplers.options import make
 from dllm_rl.samplers.presets.adaptive import Dus, KlassSampler, LocalLeapSampler
 from dllm_rl.samplers.presets.blind import AncestralSteps, FirstHitting, LowEntropy, MaskGit, TopMargin
 from dllm_rl.samplers.presets.dream import Dream
@@ -64,21 +63,7 @@ def preset(name: str, options: Mapping[str, Any]) -> Preset:
     Raises:
         RecipeError: there is no such preset, it has no such option, or an option is of the wrong type or value.
     """
-    if name not in PRESETS:
-        raise RecipeError(f"no sampler is called {name!r}; {_suggest(name, list(PRESETS))}")
-    chosen = PRESETS[name]
-    types = get_type_hints(chosen)
-    values = {}
-    for option, value in options.items():
-        if option not in types:
-            raise RecipeError(f"sampler {name!r} has no option {option!r}; {_suggest(option, list(types))}")
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        number = float(value) if whole and not isinstance(value, types[option]) else value
-        if not isinstance(number, types[option]):  # the text "no" would count as true
-            expected = getattr(types[option], "__name__", types[option])
-            raise RecipeError(f"sampler {name!r}: option {option} is {value!r}; expected {expected}")
-        values[option] = number
-    return chosen(**values)
+    return make("sampler", PRESETS, name, options)
 
 
 def make_sampler(spec: DiffusionSpec, name: str, options: Mapping[str, Any], request: Request) -> Sampler:
@@ -88,10 +73,3 @@ def make_sampler(spec: DiffusionSpec, name: str, options: Mapping[str, Any], req
         RecipeError: unknown sampler or option, or values that do not suit it or the model.
     """
     return replace(preset(name, options).build(spec, request), end_ids=request.end_ids(spec))
-
-
-def _suggest(word: str, known: list[str]) -> str:
-    close = get_close_matches(word, known, n=1)
-    return (
-        f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known) or 'none: it takes no options'}"
-    )

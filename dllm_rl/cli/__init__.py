@@ -1,0 +1,196 @@
+"""``dllm-rl run | check | show | generate | replay | eval | export | cite``.
+
+Commands import what they need when they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dllm_rl.cli.common import GEN_LENGTH, add_sampling, model_of, pairs_of, refuse_unwritable, settings_of
+from dllm_rl.cli.generate import add_generate, generate, replay
+from dllm_rl.errors import DllmRlError, RecipeError
+
+if TYPE_CHECKING:
+    from dllm_rl.evaluation.metrics import EvalResult
+    from dllm_rl.models.denoiser import DiffusionModel
+    from dllm_rl.recipe.build import RunResult
+    from dllm_rl.rollouts.engine import RolloutSettings
+    from dllm_rl.rollouts.generate_json import GeneratedJson
+    from dllm_rl.rollouts.generate_text import Completed
+    from dllm_rl.rollouts.text import Prompt
+    from dllm_rl.samplers.drivers.base import Driven, Driver
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 1 if a model wrote what does
+        not fit the schema it was given. Other failures raise.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments) or 0
+    except DllmRlError as error:
+        print(f"dllm-rl: {error}", file=sys.stderr)
+        return 2
+
+
+def run_as_script(argv: Sequence[str]) -> int:
+    """Run the recipe ``argv[0]`` with the overrides after it, as ``python recipe.yaml key=value`` does."""
+    if sys.path and sys.path[0].endswith((".yaml", ".yml")):
+        del sys.path[0]  # the interpreter puts there the script it imports from
+    return main(["run", *argv])
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+
+    load_recipe(arguments.recipe, arguments.overrides)  # tells of a mistake at once, before anything heavy is imported
+    from dllm_rl.recipe.build import train
+
+    _recorded(train)(arguments.recipe, arguments.overrides)
+
+
+def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | None]:
+    """Under torchrun, put a failing rank's own traceback into the launcher's summary."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return function
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    return record(function)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.check import check
+    from dllm_rl.recipe.load import load_recipe, recipe_file
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    for line in check(recipe, recipe_file(arguments.recipe).parent):
+        print(line)
+    print(f"{arguments.recipe}: a valid recipe, {recipe.algorithm.type} of {recipe.model.path} on {recipe.data.path}")
+
+
+def _show(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+    from dllm_rl.recipe.show import as_json, as_yaml
+
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
+    print(as_json(recipe) if arguments.format == "json" else as_yaml(recipe), end="")
+
+
+def _cite(arguments: argparse.Namespace) -> None:
+    from dllm_rl.recipe.load import load_recipe
+
+    print(load_recipe(arguments.recipe, arguments.overrides).algorithm.citation)
+
+
+def _eval(arguments: argparse.Namespace) -> None:
+    tasks, data = arguments.tasks.split(","), pairs_of("--data", arguments.data)
+    if unknown := data.keys() - set(tasks):
+        raise RecipeError(f"--data {min(unknown)}: not among --tasks {arguments.tasks}")
+    if (arguments.score is None) == (arguments.model is None):
+        raise RecipeError("eval: give a model that answers, or --score FILE with completions; one of the two")
+    if arguments.out is not None and len(tasks) > 1:
+        raise RecipeError(f"--out {arguments.out}: takes the records of one task, and --tasks names {len(tasks)}")
+    if arguments.out is not None:
+        refuse_unwritable("--out", Path(arguments.out))
+    results = _answer(arguments, tasks, data) if arguments.score is None else _score(arguments, tasks, data)
+    for task, result in results.items():
+        print(f"{task}: accuracy {result.accuracy:.4f} +- {result.std_error:.4f} (n {result.n})")
+        if arguments.out is not None:
+            from dllm_rl.evaluation.run import write_records
+
+            write_records(Path(arguments.out), result.records)
+
+
+def _score(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
+    from dllm_rl.evaluation.run import score_file
+
+    if len(tasks) != 1:
+        raise RecipeError(f"--score {arguments.score}: holds completions of one task, and --tasks names {len(tasks)}")
+    return {tasks[0]: score_file(tasks[0], Path(arguments.score), data.get(tasks[0]))}
+
+
+def _answer(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
+    from dllm_rl.evaluation.run import evaluate_model
+
+    settings = settings_of(arguments)
+    results: dict[str, EvalResult] = {}
+    for group in [[task] for task in tasks] if data else [tasks]:  # rows of one's own belong to a single task
+        results |= evaluate_model(
+            arguments.model,
+            group,
+            settings,
+            data=data.get(group[0]),
+            limit=arguments.limit,
+            batch_size=arguments.batch_size,
+            seed=arguments.seed,
+            dtype=arguments.dtype,
+            device=_device(arguments),
+        )
+    return results
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from dllm_rl.models.export import export_official
+
+    export_official(arguments.source, arguments.out)
+    print(f"{arguments.out}: written under the names of the published modeling code")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="dllm-rl", description="Post-training of diffusion language models.")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, function: Callable[[argparse.Namespace], int | None], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        added.set_defaults(command=function)
+        return added
+
+    for name, function, text in (
+        ("run", _run, "train as a recipe says, in this process; `accelerate launch RECIPE` starts several"),
+        ("check", _check, "say what is wrong with a recipe, without loading anything"),
+        ("show", _show, "print a recipe with every default and what each value means"),
+        ("cite", _cite, "print the reference of a recipe's method, as BibTeX"),
+    ):
+        added = command(name, function, text)
+        added.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a run's recipe.json")
+        added.add_argument("overrides", metavar="KEY.PATH=VALUE", nargs="*", help="changes, such as train.max_steps=10")
+        if name == "show":
+            added.add_argument("--format", choices=("yaml", "json"), default="yaml")
+    add_generate(command("generate", generate, "complete prompts, and watch it happen"))
+    replay = command("replay", replay, "make a page that replays a trace")
+    replay.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
+    replay.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
+    _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
+    export = command("export", _export, "rewrite saved weights for other code")
+    export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
+    export.add_argument("out", metavar="OUT", help="new folder")
+    export.add_argument(
+        "--official-names", action="store_true", required=True, help="use the names of the published modeling code"
+    )
+    return parser
+
+
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="hub id, folder of weights or folder of a run")
+    parser.add_argument(
+        "--tasks", metavar="NAMES", required=True, help="comma-separated; gsm8k, or a file such as mine.py"
+    )
+    parser.add_argument("--score", metavar="FILE", help="a .jsonl file of completions to score instead of a model's")
+    parser.add_argument("--data", metavar="TASK=PATH", action="append", default=[], help="rows of a task; repeatable")
+    parser.add_argument("--limit", type=int, help="use only the first examples")
+    parser.add_argument("--batch-size", type=int, default=64, help="completions per forward (default: %(default)s)")
+    parser.add_argument("--out", metavar="FILE", help="write a .jsonl line for every example, when there is one task")
+    add_sampling(parser)
