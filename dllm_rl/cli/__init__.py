@@ -6,29 +6,19 @@ Commands import what they need when they run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from dllm_rl.cli.common import GEN_LENGTH, add_sampling, model_of, pairs_of, refuse_unwritable, settings_of
+from dllm_rl.cli.common import add_sampling, device_of, pairs_of, refuse_unwritable, settings_of
 from dllm_rl.cli.generate import add_generate, generate, replay
 from dllm_rl.errors import DllmRlError, RecipeError
 
 if TYPE_CHECKING:
     from dllm_rl.evaluation.metrics import EvalResult
-    from dllm_rl.models.denoiser import DiffusionModel
     from dllm_rl.recipe.build import RunResult
-    from dllm_rl.rollouts.engine import RolloutSettings
-    from dllm_rl.rollouts.generate_json import GeneratedJson
-    from dllm_rl.rollouts.generate_text import Completed
-    from dllm_rl.rollouts.text import Prompt
-    from dllm_rl.samplers.drivers.base import Driven, Driver
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -137,7 +127,7 @@ def _answer(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str
             batch_size=arguments.batch_size,
             seed=arguments.seed,
             dtype=arguments.dtype,
-            device=_device(arguments),
+            device=device_of(arguments),
         )
     return results
 
@@ -170,9 +160,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "show":
             added.add_argument("--format", choices=("yaml", "json"), default="yaml")
     add_generate(command("generate", generate, "complete prompts, and watch it happen"))
-    replay = command("replay", replay, "make a page that replays a trace")
-    replay.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
-    replay.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
+    page = command("replay", replay, "make a page that replays a trace")
+    page.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
+    page.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
     _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")

@@ -18,18 +18,21 @@ GEN_LENGTH = 256
 
 
 def model_of(arguments: argparse.Namespace) -> DiffusionModel:
+    """The model, loaded as asked for."""
     from dllm_rl.models.load import load_model
 
-    return load_model(arguments.model, dtype=arguments.dtype, device=_device(arguments))
+    return load_model(arguments.model, dtype=arguments.dtype, device=device_of(arguments))
 
 
-def _device(arguments: argparse.Namespace) -> str:
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device asked for, else an accelerator if there is one."""
     import torch
 
     return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def settings_of(arguments: argparse.Namespace) -> RolloutSettings:
+    """How to sample; a mistake is told before a model is loaded."""
     from dllm_rl.recipe.yaml12 import parse
     from dllm_rl.rollouts.engine import RolloutSettings
     from dllm_rl.samplers.presets import preset
@@ -72,6 +75,7 @@ def refuse_unwritable(flag: str, out: Path) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how to sample, and on what."""
     parser.add_argument("--sampler", default="llada", help="preset (default: %(default)s)")
     parser.add_argument("--gen-length", type=int, help=f"tokens to write (default: {GEN_LENGTH})")
     parser.add_argument("--steps", type=int, help="denoising steps over all blocks (default: one per token)")

@@ -28,6 +28,7 @@ ROOM = ("value_tokens", "null_text")
 
 
 def generate(arguments: argparse.Namespace) -> int:
+    """Complete prompts; 1 if a value does not fit its schema."""
     prompts = [_prompt(arguments)] if arguments.prompts is None else _prompts(arguments.prompts)
     settings, schema, driver = settings_of(arguments), _schema(arguments), _driver(arguments)
     for flag in ("trace", "html"):
@@ -186,6 +187,7 @@ def _prompt(arguments: argparse.Namespace) -> str:
 
 
 def replay(arguments: argparse.Namespace) -> None:
+    """Make a page of a trace."""
     from dllm_rl.rollouts.replay import write_replay
     from dllm_rl.rollouts.trace_file import read_trace
 
@@ -196,6 +198,7 @@ def replay(arguments: argparse.Namespace) -> None:
 
 
 def add_generate(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `generate`."""
     parser.add_argument("model", metavar="MODEL", help="hub id, folder of weights or folder of a run")
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", metavar="TEXT", help="the prompt")
