@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,10 @@ from dllm_rl.models import DiffusionModel, heads
 from dllm_rl.toys.model import tiny_llada
 
 CHUNK = 5
+ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def model() -> DiffusionModel:
+def make_model() -> DiffusionModel:
     """Small chunks, grouped keys, distributions far from uniform, float64 to tell rounding from mistakes."""
     model = tiny_llada(seed=1, kv_heads=2)
     model.network.double()
@@ -32,13 +34,22 @@ def model() -> DiffusionModel:
 
 
 @pytest.fixture
-def batch(model: DiffusionModel) -> tuple[Tensor, Tensor, Tensor]:
+def model() -> DiffusionModel:
+    return make_model()
+
+
+def make_batch(model: DiffusionModel) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, 90, (3, 12), generator=generator)
     where = torch.rand(3, 12, generator=generator) < 0.6
     where[1] = False  # a row with nothing to score
     canvas = torch.where(where, torch.tensor(model.spec.mask_id), tokens)
     return canvas, tokens, where
+
+
+@pytest.fixture
+def batch(model: DiffusionModel) -> tuple[Tensor, Tensor, Tensor]:
+    return make_batch(model)
 
 
 def dense(model: DiffusionModel, canvas: Tensor, tokens: Tensor, where: Tensor, transform: Transform) -> Tensor:
@@ -250,18 +261,12 @@ def test_shapes_must_agree(model: DiffusionModel) -> None:
         model.logits(ids, torch.ones(2, 5, dtype=torch.bool))
 
 
-def test_through_a_data_parallel_wrapper(
-    model: DiffusionModel, batch: tuple[Tensor, Tensor, Tensor], tmp_path: Path
-) -> None:
-    expected = gradients(model, model.token_logp(*batch))
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        wrapped = model.with_network(torch.nn.parallel.DistributedDataParallel(model.network))
-        scores = wrapped.score(*batch, entropy=True)
-        torch.testing.assert_close(scores.logp, model.token_logp(*batch))
-        assert_same_gradients(gradients(model, scores.logp), expected)
-    finally:
-        torch.distributed.destroy_process_group()
+@pytest.mark.slow
+def test_through_a_data_parallel_wrapper(tmp_path: Path) -> None:
+    """Slow: a process of its own, see `wrapped_scores`."""
+    command = [sys.executable, "-m", "tests.models.wrapped_scores", str(tmp_path / "store")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout == "the same\n", done.stderr[-3000:]
 
 
 def test_default_chunk_holds_the_largest_vocabulary_in_a_quarter_gigabyte() -> None:
