@@ -99,30 +99,36 @@ def measure(
     }
 
 
+LOWEST = 0.82
+"""Accuracies below are drawn at the lower edge, with their value."""
+
+
 def draw(lines: list[dict[str, Any]], path: Path) -> None:
-    """Accuracy against forwards, every point named."""
+    """Accuracy against forwards: every point has the number of its line beside the figure, equal points share one."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
-    near: dict[tuple[int, int], list[dict[str, Any]]] = {}
-    for line in lines:
-        near.setdefault((round(line["forwards"] * 3), round(line["accuracy"] * 60)), []).append(line)
-    for group in near.values():
-        accuracy = sum(line["accuracy"] for line in group) / len(group)
-        axes.plot([line["forwards"] for line in group], [line["accuracy"] for line in group], "o", color="tab:blue")
-        names = [line["preset"] for line in group]
-        label = "\n".join("; ".join(names[i : i + 2]) for i in range(0, len(names), 2))
-        place = {"xytext": (9, 0), "textcoords": "offset points", "fontsize": 8, "va": "center"}
-        axes.annotate(label, (max(line["forwards"] for line in group), accuracy), **place)
-    axes.set_xlim(0, 7)
-    axes.set_xlabel("forwards per answer")
-    axes.set_ylabel("accuracy")
+    figure, axes = plt.subplots(figsize=(11, 6.5), layout="constrained")
+    points: dict[tuple[float, float], list[int]] = {}
+    for number, line in enumerate(lines, 1):
+        x, y = min(line["forwards"], 7.5), max(line["accuracy"], LOWEST)
+        near = [p for p in points if abs(p[0] - x) < 0.12 and abs(p[1] - y) < 0.003]
+        points.setdefault(near[0] if near else (x, y), []).append(number)
+    for (x, y), numbers in points.items():
+        axes.plot(x, y, "v" if y == LOWEST else "o", color="tab:blue", markersize=5)
+        rows = [", ".join(map(str, numbers[i : i + 4])) for i in range(0, len(numbers), 4)]
+        axes.annotate("\n".join(rows), (x, y), xytext=(5, 0), textcoords="offset points", fontsize=8, va="center")
+    names = [f"{n:2d} {line['preset']} ({line['accuracy']:.3f})" for n, line in enumerate(lines, 1)]
+    axes.text(1.02, 1, "\n".join(names), transform=axes.transAxes, va="top", fontsize=8, linespacing=1.25)
+    axes.set_xlim(0.5, 8)
+    axes.set_ylim(LOWEST - 0.01, 1.01)
+    axes.set_xlabel("forwards per answer (more than 7.5: at the right edge)")
+    axes.set_ylabel(f"accuracy (less than {LOWEST}: at the lower edge)")
     axes.set_title("Decoding rules on three-digit addition")
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=130)
 
 
 def main() -> None:
