@@ -84,6 +84,11 @@ RULES: dict[str, tuple[dict[str, Any], list[int], Setting]] = {
         [2, 2],
         Setting(LLADA, True, [linear(2, 2)] * 2, whole=True),
     ),
+    "rcr over longer blocks": (
+        {"sampler": "rcr", "block_length": 3, "top_p": 0.5},
+        [3, 3],
+        Setting(confidence("llada", 0.5), True, [linear(3, 3)] * 2, whole=True, top_p=0.5),
+    ),
     "rcr within blocks": (
         {"sampler": "rcr", "block_length": 2, "scope": "block"},
         [2, 2],
@@ -101,8 +106,8 @@ RULES: dict[str, tuple[dict[str, Any], list[int], Setting]] = {
 }
 
 
-def table(kind: str) -> Planning:
-    model = Planning(seed=4, longest=5)
+def table(kind: str, longest: int = 5) -> Planning:
+    model = Planning(seed=4, longest=longest)
     if kind == "tied":
         for tables in (model.tables, model.planner.tables):
             for n in tables:
@@ -131,8 +136,9 @@ def check_law(model: Planning, law: dict, prompt: list[int], length: int, way: d
 )
 def test_behaviour_logp_is_the_probability_of_the_rollout(name, kind):
     way, blocks, rule = RULES[name]
-    model = table(kind)
-    check_law(model, remasking(model, [1], blocks, rule), [1], sum(blocks), way)
+    model = table(kind, longest=sum(blocks) + 1)
+    for prompt in ([0], [1], [2]):
+        check_law(model, remasking(model, prompt, blocks, rule), prompt, sum(blocks), way)
 
 
 @pytest.mark.parametrize("name", ["rcr", "remedi"])

@@ -68,6 +68,20 @@ def test_a_rule_that_reads_what_is_written_may_open_earlier_blocks_too():
     assert measure_drift(model, out).largest < 1e-12
 
 
+def test_a_full_block_stays_open_until_what_was_hidden_before_it_is_written():
+    model = Table(longest=7)
+    blank = blank_canvas(model, [[1]], (torch.arange(6) // 2)[None], torch.zeros(1, dtype=torch.int64))
+    hidden = torch.tensor([[True, False, False, False, True, True]])
+    stands = replace(blank, hidden=hidden, block=torch.tensor([1]), turn=torch.tensor([1]), opening=torch.tensor([2]))
+    nobody = torch.zeros(1, dtype=torch.bool)
+    same = stands.open_next_block(stay=nobody)
+    assert (same.block.item(), same.turn.item(), same.opening.item()) == (1, 1, 2)
+    assert same.eligible.tolist() == [[True] + [False] * 5] and not same.window[0, 0]
+    full = replace(stands, hidden=hidden & (torch.arange(6) > 0)).open_next_block(stay=nobody)
+    assert (full.block.item(), full.turn.item(), full.opening.item()) == (2, 0, 2)
+    assert full.eligible.tolist() == [[False] * 4 + [True] * 2]
+
+
 @pytest.mark.parametrize("policy", [Prefix(), Dual(), Vicinity(before=0, after=0, warmup=1)])
 def test_a_column_revised_before_the_block_is_recomputed_once_it_is_written(policy):
     blank = blank_canvas(Table(longest=9), [[1]], (torch.arange(8) // 2)[None], torch.zeros(1, dtype=torch.int64))

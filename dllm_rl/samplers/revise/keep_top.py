@@ -38,7 +38,7 @@ class KeepTop:
     def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
         stands = opinion.dense(self._of_written(before, opinion).to(torch.float64), after.hidden.shape)
         score = torch.where(before.eligible, after.confidence, stands)
-        return remask_beyond(self.quota, before, score, after.window & ~after.hidden)
+        return remask_beyond(self.quota, before, score, after.window)
 
     def _of_written(self, canvas: Canvas, opinion: Proposal) -> Float[Tensor, " T"]:
         score = self.score

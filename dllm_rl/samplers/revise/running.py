@@ -39,5 +39,5 @@ class RunningConfidence:
     reads: ClassVar[Reads] = "nothing"
 
     def __call__(self, before: Canvas, after: Canvas, opinion: Proposal) -> Revision:
-        within = after.window if self.scope == "block" else after.editable & ~after.finished[:, None]
+        within = after.window if self.scope == "block" else after.editable
         return remask_beyond(self.quota, before, after.confidence, within & ~after.hidden)
