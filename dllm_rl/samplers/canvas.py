@@ -39,6 +39,8 @@ class Canvas:
     """False for fixed tokens: never written, remasked or edited."""
     block_of: Int64[Tensor, "B L"]
     """The block each position belongs to, counted from 0; never falls from left to right."""
+    opened: Bool[Tensor, "B L"]
+    """Positions whose block is being written, or was: what is hidden there is written before another is opened."""
     keys: Int64[Tensor, " B"]
     forwards: Int64[Tensor, " B"]
     """Forwards each row has taken part in."""
@@ -71,9 +73,8 @@ class Canvas:
 
     @property
     def eligible(self) -> Bool[Tensor, "B L"]:
-        """Positions that the next step may write: those hidden in the open block, or hidden again before it."""
-        reached = self.block_of <= self.block[:, None]
-        return self.hidden & self.editable & reached & ~self.finished[:, None]
+        """Positions that the next step may write: those hidden in the open block, or hidden again in one before it."""
+        return self.hidden & self.editable & self.opened & ~self.finished[:, None]
 
     @property
     def block_start(self) -> Int64[Tensor, " B"]:
@@ -137,25 +138,34 @@ class Canvas:
 
     def open_block(self, block: Int64[Tensor, " B"]) -> Canvas:
         """Every row at the first turn of `block`, whatever it was writing; for those who choose the order of blocks."""
-        waiting = self.hidden & self.editable & (self.block_of == block[:, None])
-        return replace(self, block=block, turn=torch.zeros_like(self.turn), opening=waiting.sum(dim=1))
+        inside = self.block_of == block[:, None]
+        waiting = self.hidden & self.editable & inside
+        return replace(
+            self,
+            block=block,
+            opened=inside | ~self.hidden,
+            turn=torch.zeros_like(self.turn),
+            opening=waiting.sum(dim=1),
+        )
 
     def open_next_block(self, stay: Bool[Tensor, " B"]) -> Canvas:
-        """Rows with nothing hidden in or before their block move to the next that has; rows without one are finished.
+        """Rows with nothing hidden in an opened block move to the first that has; rows without one are finished.
 
         Args:
             stay: rows that keep their block though it is full.
         """
         waiting = self.hidden & self.editable
-        full = ~(waiting & (self.block_of <= self.block[:, None])).any(dim=1)
+        full = ~(waiting & self.opened).any(dim=1)
         beyond = self.block_of.masked_fill(~waiting, self.hidden.shape[1]).amin(dim=1)
         finished = self.finished | (~waiting.any(dim=1) & ~stay)
         moves = full & ~finished & ~stay
         block = torch.where(moves, beyond, self.block)
-        count = (waiting & (self.block_of == block[:, None])).sum(dim=1)
+        inside = self.block_of == block[:, None]
+        count = (waiting & inside).sum(dim=1)
         return replace(
             self,
             block=block,
+            opened=self.opened | inside,
             turn=self.turn.masked_fill(moves, 0),
             opening=torch.where(moves, count, self.opening),
             finished=finished,
@@ -211,6 +221,7 @@ def blank_canvas(
         hidden=hidden,
         editable=hidden,
         block_of=block_of.to(device),
+        opened=torch.zeros_like(hidden),
         keys=keys.to(device),
         forwards=zeros,
         block=zeros - 1,

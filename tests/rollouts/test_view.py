@@ -254,6 +254,7 @@ def canvas_of(tokens: list[list[int]], forwards: int) -> Canvas:
         hidden=hidden,
         editable=torch.ones_like(hidden),
         block_of=torch.zeros_like(ids),
+        opened=torch.ones_like(hidden),
         keys=zeros,
         forwards=zeros + forwards,
         block=zeros,

@@ -72,7 +72,9 @@ def test_a_full_block_stays_open_until_what_was_hidden_before_it_is_written():
     model = Table(longest=7)
     blank = blank_canvas(model, [[1]], (torch.arange(6) // 2)[None], torch.zeros(1, dtype=torch.int64))
     hidden = torch.tensor([[True, False, False, False, True, True]])
-    stands = replace(blank, hidden=hidden, block=torch.tensor([1]), turn=torch.tensor([1]), opening=torch.tensor([2]))
+    opened = torch.arange(6)[None] < 4
+    stands = replace(blank, hidden=hidden, opened=opened, block=torch.tensor([1]), turn=torch.tensor([1]))
+    stands = replace(stands, opening=torch.tensor([2]))
     nobody = torch.zeros(1, dtype=torch.bool)
     same = stands.open_next_block(stay=nobody)
     assert (same.block.item(), same.turn.item(), same.opening.item()) == (1, 1, 2)
