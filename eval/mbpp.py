@@ -1,6 +1,7 @@
 """MBPP (Austin et al., https://arxiv.org/abs/2108.07732), test split, zero-shot with the tests in the prompt.
 
-Columns: text (or prompt), test_list; test_setup_code or test_imports; code. Answers are run, in a sandbox: docs/code.md.
+Columns: text (or prompt), test_list; test_setup_code or test_imports; code. Answers are run, in a sandbox:
+docs/code.md.
 """
 
 from dllm_rl import score

@@ -39,10 +39,13 @@ def _report(message: dict[str, Any]) -> None:
 
 def _supervise(ceilings: limits.Limits, isolated: bool, site: Sequence[str], startup_seconds: float) -> None:
     """Start the judge and end it, with all it started, when asked to or when time is up."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGALRM])
+    ending = {signal.SIGTERM, signal.SIGALRM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    if sys.platform == "linux":
+        kernel.die_with_parent(signal.SIGTERM)
     judge = os.fork()
     if judge == 0:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGALRM])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
         try:
             _judge(ceilings, isolated, site)
         finally:
@@ -51,10 +54,10 @@ def _supervise(ceilings: limits.Limits, isolated: bool, site: Sequence[str], sta
     def end(*_: Any) -> None:
         os.kill(judge, signal.SIGKILL)
 
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGALRM, end)  # for a caller that is gone
-    signal.setitimer(signal.ITIMER_REAL, startup_seconds + ceilings.wall_seconds + 5)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGALRM])
+    for number in ending:
+        signal.signal(number, end)
+    signal.setitimer(signal.ITIMER_REAL, startup_seconds + ceilings.wall_seconds + 5)  # for a caller that is gone
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ending)
     os.waitpid(judge, 0)
 
 
