@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import platform
 import struct
 import sys
 
@@ -26,7 +25,7 @@ def machine() -> str:
     Raises:
         OSError: it is not.
     """
-    name = platform.machine()
+    name = os.uname().machine
     if sys.platform != "linux" or name not in _PIVOT_ROOT or sys.byteorder != "little":
         raise OSError(f"{sys.platform} on {name}; isolation needs Linux on {' or '.join(_PIVOT_ROOT)}")
     return name

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Sequence
-from pathlib import Path
 
 from dllm_rl.scoring.sandbox import kernel
 from dllm_rl.scoring.sandbox.limits import Limits
@@ -96,14 +95,20 @@ def _new_namespaces() -> None:
 def _write_maps(process: int, uid: int, gid: int) -> None:
     as_root = uid == 0 and _is_mapped(NOBODY)
     if not as_root:
-        Path(f"/proc/{process}/setgroups").write_text("deny")
+        _write(f"/proc/{process}/setgroups", "deny")
     for name, own in (("uid_map", uid), ("gid_map", gid)):
         lines = f"0 {own} 1\n{NOBODY} {NOBODY} 1\n" if as_root else f"{NOBODY} {own} 1\n"
-        Path(f"/proc/{process}/{name}").write_text(lines)
+        _write(f"/proc/{process}/{name}", lines)
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def _is_mapped(uid: int) -> bool:
-    ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
+    with open("/proc/self/uid_map") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
     return any(first <= uid < first + count for first, _, count in ranges)
 
 

@@ -13,7 +13,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -97,7 +97,7 @@ def _start(file: IO[bytes], limits: Limits, scratch: str, *, isolated: bool) -> 
     environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     site = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     options = {
-        "limits": asdict(limits),
+        "limits": limits._asdict(),
         "isolated": isolated,
         "readable": [*_libraries(), *site],
         "site": site,
