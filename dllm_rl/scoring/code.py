@@ -88,40 +88,60 @@ def find_code(completion: str, names: Sequence[str]) -> str:
     Args:
         names: of functions or classes that are asked for.
     """
-    blocks = fenced_blocks(completion, names)
+    blocks, outside = split_blocks(completion, names)
     defining = [block for block in blocks if defines(block, names)]
     if defining:
         return defining[-1]
-    if defines(completion, names):
-        return _without_prose(completion)
+    if defines(outside, names):
+        return _without_prose(outside)
     return blocks[-1] if blocks else completion
 
 
-def fenced_blocks(text: str, names: Sequence[str] = ()) -> list[str]:
-    """Contents of fenced blocks of Python or of no language, in order.
+def split_blocks(text: str, names: Sequence[str] = ()) -> tuple[list[str], str]:
+    """Contents of fenced blocks of Python or of no language, in order, and the text outside of all blocks.
 
     A block that is never closed runs to the end of the text. A single fence without a language after code closes a
     block that the prompt opened.
     """
-    lines = text.splitlines(keepends=True)
+    lines = _lines(text)
     fences = [(at, found) for at, line in enumerate(lines) if (found := _FENCE.fullmatch(line.rstrip("\r\n")))]
     if len(fences) == 1 and not fences[0][1]["language"]:
         before = "".join(lines[: fences[0][0]])
         if before[:1] in (" ", "\t") or defines(before, names):
-            return [before]
-    blocks = []
-    while fences:
-        at, opening = fences.pop(0)
-        closing = next((end for end, fence in fences if not fence["language"]), len(lines))
-        fences = [(end, fence) for end, fence in fences if end > closing]
-        if opening["language"].lower() in _PYTHON:
-            blocks.append("".join(line.removeprefix(opening["indent"]) for line in lines[at + 1 : closing]))
-    return blocks
+            return [before], ""
+    blocks: list[str] = []
+    outside: list[str] = []
+    opening, start = None, 0
+    for at, fence in fences:
+        if opening is None:
+            outside += lines[start:at]
+        elif fence["language"]:  # inside a block only a bare fence closes
+            continue
+        else:
+            blocks += _content(opening, lines[start:at])
+        opening, start = (fence if opening is None else None), at + 1
+    if opening is None:
+        outside += lines[start:]
+    else:
+        blocks += _content(opening, lines[start:])
+    return blocks, "".join(outside)
+
+
+def _content(opening: re.Match[str], lines: Sequence[str]) -> list[str]:
+    """The block as a list of one; of none if it is in another language."""
+    if opening["language"].lower() not in _PYTHON:
+        return []
+    return ["".join(line.removeprefix(opening["indent"]) for line in lines)]
+
+
+def _lines(text: str) -> list[str]:
+    """With their ends. `splitlines` would also cut at characters that end no line of code."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _without_prose(text: str) -> str:
     """From the first definition, import or assignment to the first line after it that is no code."""
-    lines = text.splitlines(keepends=True)
+    lines = _lines(text)
     first = next(at for at, line in enumerate(lines) if _FIRST_LINE.match(line))
     quotes = 0
     for at, line in enumerate(lines[first:], start=first):

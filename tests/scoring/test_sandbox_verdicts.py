@@ -170,8 +170,8 @@ def test_plain_values_arrive_exactly(value: str) -> None:
 
 
 def test_subclasses_arrive_as_what_they_derive_from() -> None:
-    source = "import collections, enum\nD = collections.OrderedDict\nclass E(enum.IntEnum): A = 7\nP = collections.namedtuple('P', 'x y')\n"
-    source += "class S(str): pass\n"
+    source = "import collections, enum\nD = collections.OrderedDict\nP = collections.namedtuple('P', 'x y')\n"
+    source += "class E(enum.IntEnum): A = 7\nclass S(str): pass\n"
     source += "def f(x): return [collections.Counter('aab'), E.A, P(1, 2), S('s'), {1: 2}.keys(), D(a=1)]"
     tests = "assert f(1) == [{'a': 2, 'b': 1}, 7, (1, 2), 's', {1}, {'a': 1}]\n"
     tests += "assert [type(each) for each in f(1)] == [dict, int, tuple, str, set, dict]"
