@@ -19,6 +19,10 @@ class RewardError(DllmRlError, RuntimeError):
     """A reward function raised, returned the wrong thing or did not return in time."""
 
 
+class SandboxError(DllmRlError, RuntimeError):
+    """Untrusted code cannot be run here, because the host offers no isolation or the sandbox did not start."""
+
+
 class ModelContractError(DllmRlError, TypeError):
     """A model, a tokenizer or a tensor does not satisfy what this library assumes of it."""
 

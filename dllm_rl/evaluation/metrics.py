@@ -57,17 +57,45 @@ class EvalResult:
         return statistics.fmean(counts) if counts else math.nan
 
 
-def evaluate(task: str, completions: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> EvalResult:
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """The probability that at least one of k samples is right, unbiased from n samples of which c are.
+
+    The share of all choices of k of the n samples that hold a right one; average it over problems.
+
+    Args:
+        num_samples: n.
+        num_correct: c, at most n.
+        k: at least 1 and at most n.
+
+    Raises:
+        DataError: the counts are not in these ranges.
+
+    Source: Chen et al., https://arxiv.org/abs/2107.03374, equation 1; here in exact integers.
+    """
+    if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
+        raise DataError(
+            f"pass@{k} of {num_correct} right among {num_samples} samples; expected 0 <= right <= samples and "
+            "1 <= k <= samples"
+        )
+    all_choices = math.comb(num_samples, k)
+    return (all_choices - math.comb(num_samples - num_correct, k)) / all_choices
+
+
+def evaluate(
+    task: str, completions: Sequence[str], rows: Sequence[Mapping[str, Any]], *, allow_unsandboxed: bool = False
+) -> EvalResult:
     """Score completions of a task's rows, in parallel; the order is kept.
 
     Args:
         task: see `score`, also for what the rows hold.
         completions: one text per row.
+        allow_unsandboxed: see `score`.
 
     Raises:
         RecipeError: the task is unknown.
+        SandboxError: the task runs code, and the host offers no isolation.
         DataError: no rows, not one per completion, or one without what the task needs.
     """
     if not completions:
         raise DataError(f"task {task!r}: no completions; expected at least one")
-    return EvalResult([each.value for each in score_all(task, completions, rows)])
+    return EvalResult([each.value for each in score_all(task, completions, rows, allow_unsandboxed=allow_unsandboxed)])

@@ -10,14 +10,18 @@ from dllm_rl.errors import DataError, RecipeError
 from dllm_rl.evaluation.task import EvalTask, load_task
 from dllm_rl.rollouts.text import prompt_text
 from dllm_rl.shipped import shipped_root
+from tests.scoring.hosts import needs_isolation
 
 FILES = {
     "gsm8k": "gsm8k/test.jsonl",
     "math500": "math500/test.jsonl",
     "countdown": "countdown/test.jsonl",
     "sudoku": "sudoku/4x4_test.csv",
+    "humaneval": "humaneval/HumanEval.jsonl",
+    "mbpp": "mbpp/mbpp.jsonl",
 }
-COUNTS = {"gsm8k": 1319, "math500": 500, "countdown": 256, "sudoku": 500}
+COUNTS = {"gsm8k": 1319, "math500": 500, "countdown": 256, "sudoku": 500, "humaneval": 164, "mbpp": 500}
+CODE = ("humaneval", "mbpp")
 
 
 def load(name: str, shared: Path) -> EvalTask:
@@ -33,6 +37,10 @@ def test_published_rows(name: str, shared: Path) -> None:
         messages = task.prompt(example)
         assert not isinstance(messages, str)
         assert [message["role"] for message in messages] == ["user"]
+        if name in CODE:
+            given = [example["prompt"]] if name == "humaneval" else [example["text"], *example["test_list"]]
+            assert all(text in messages[0]["content"] for text in ["```python", *given])
+            continue
         assert "<answer>" in messages[0]["content"]
         assert "{" not in prompt_text(messages).replace(str(example.get("problem")), "").replace(r"\boxed{...}", "")
 
@@ -56,6 +64,24 @@ def test_gold_completions_score_one(name: str, shared: Path) -> None:
         gold = example["answer"].rpartition("####")[2]
         assert task.score(example, f"<answer>{gold}</answer>").value == 1
         assert task.score(example, "<answer>no idea</answer>").value == 0
+
+
+@needs_isolation
+@pytest.mark.parametrize("name", CODE)
+def test_gold_code_scores_one(name: str, shared: Path) -> None:
+    task = load(name, shared)
+    for example in task.examples()[:2]:
+        gold = example["prompt"] + example["canonical_solution"] if name == "humaneval" else example["code"]
+        assert task.score(example, f"```python\n{gold}\n```").value == 1
+        assert task.score(example, "no idea").value == 0
+
+
+def test_the_test_split_of_a_whole_release_and_any_other_file_as_it_is(shared: Path, tmp_path: Path) -> None:
+    assert [row["task_id"] for row in load("mbpp", shared).examples()] == list(range(11, 511))
+    (tmp_path / "own.jsonl").write_text('{"task_id": 3, "prompt": "Add.", "test_list": ["assert f(1) == 2"]}\n')
+    task = load_task("mbpp", path=str(tmp_path / "own.jsonl"))
+    assert len(task.examples()) == 1
+    assert "Add. Your code" in prompt_text(task.prompt(task.examples()[0]))
 
 
 def test_names_and_files() -> None:

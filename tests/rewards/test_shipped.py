@@ -10,6 +10,7 @@ import pytest
 from dllm_rl.errors import RewardError
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.shipped import shipped_root
+from tests.scoring.hosts import has_namespaces
 
 LAID_OUT = "<reasoning>\none\ntwo\n</reasoning>\n<answer>\n{}\n</answer>"
 SUDOKU = {"puzzle": ["3102200002100320"] * 3, "solution": ["3142243142131324"] * 3}
@@ -78,6 +79,18 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
     ),
     ("sudoku.py:solved", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0, 0]),
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    (
+        "code.py:mbpp",
+        ["```python\ndef sum(a, b):\n    return a + b\n```", "def sum(a, b): return a", "3"],
+        {"test_list": [["assert sum(1, 2) == 3"]] * 3, "code": ["def sum(a, b): pass"] * 3},
+        [1, 0, 0],
+    ),
+    (
+        "code.py:humaneval",
+        ["    return x + 1", "    return x", "```python\ndef f(x):\n    return 1 + x\n```"],
+        {"entry_point": ["f"] * 3, "test": ["def check(candidate):\n    assert candidate(1) == 2"] * 3},
+        [1, 0, 1],
+    ),
 ]
 
 
@@ -89,7 +102,11 @@ def test_rewards(
     completions = [[{"role": "assistant", "content": text}] if chat else text for text in texts]
     columns = {**columns, "unrelated": [None] * 3}
     panel = RewardPanel.load([f"rewards/{reference}"])
-    assert panel(["p"] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
+    if reference.startswith("code.py") and not has_namespaces():
+        pytest.skip("this host lets nobody make namespaces")
+    text = 'def f(x):\n    """The number after x."""\n' if reference.endswith("humaneval") else "p"
+    prompt = [{"role": "user", "content": text}] if chat else text
+    assert panel([prompt] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("reference", "missing"), [("sudoku.py:cells", "puzzle"), ("countdown.py:graded", "numbers")])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from dllm_rl.scoring.score import score, score_all
+from tests.scoring.hosts import needs_isolation
 
 
 def _rows(file: Path) -> list[dict[str, Any]]:
@@ -71,3 +72,44 @@ def test_countdown_problems_can_be_solved(shared: Path) -> None:
     for row in rows:
         candidates = _expressions(row["input"].split(","))
         assert any(score("countdown", f"<answer>{each}</answer>", row).value == 1 for each in candidates), row
+
+
+@needs_isolation
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
+def test_humaneval_solutions(shared: Path, every: int) -> None:
+    rows = _rows(shared / "data/humaneval/HumanEval.jsonl")[::every]
+    bodies = [row["canonical_solution"] for row in rows]
+    whole = [f"So:\n```python\n{row['prompt']}{row['canonical_solution']}```\nDone." for row in rows]
+    for completions in (bodies, whole) if every > 1 else (bodies,):
+        scores = score_all("humaneval", completions, rows)
+        assert [row["task_id"] for row, each in zip(rows, scores, strict=True) if each.value != 1] == []
+
+
+@needs_isolation
+@pytest.mark.parametrize("every", [83, pytest.param(1, marks=pytest.mark.slow)])
+def test_mbpp_solutions(shared: Path, every: int) -> None:
+    rows = [row for row in _rows(shared / "data/mbpp/mbpp.jsonl") if 11 <= row["task_id"] <= 510][::every]
+    scores = score_all("mbpp", [row["code"] for row in rows], rows)
+    assert [row["task_id"] for row, each in zip(rows, scores, strict=True) if each.value != 1] == []
+
+
+@needs_isolation
+def test_mbpp_where_tests_use_the_codes_own_classes_and_names(shared: Path) -> None:
+    """367, 927: a set-up that builds the code's objects; 601: objects in tests; 126: like a built-in; 596: `sys`."""
+    rows = [row for row in _rows(shared / "data/mbpp/mbpp.jsonl") if row["task_id"] in (126, 367, 596, 601, 927)]
+    assert [each.value for each in score_all("mbpp", [row["code"] for row in rows], rows)] == [1.0] * 5
+
+
+@needs_isolation
+@pytest.mark.slow
+def test_code_tasks_are_not_generous(shared: Path) -> None:
+    """The solution of the next problem, under the name of this one."""
+    rows = _rows(shared / "data/humaneval/HumanEval.jsonl")[:60]
+    others = [
+        f"{other['prompt']}{other['canonical_solution']}\n{row['entry_point']} = {other['entry_point']}\n"
+        for row, other in zip(rows, rows[1:] + rows[:1], strict=True)
+    ]
+    right = [
+        row["entry_point"] for row, each in zip(rows, score_all("humaneval", others, rows), strict=True) if each.value
+    ]
+    assert right == []

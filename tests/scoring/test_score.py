@@ -342,12 +342,6 @@ def test_the_answer_is_reported() -> None:
     assert score("gsm8k", "so 41", {"answer": "#### 42"}).answer is None
 
 
-@pytest.mark.parametrize("task", ["humaneval", "mbpp"])
-def test_code_tasks_say_that_they_are_missing(task: str) -> None:
-    with pytest.raises(RecipeError, match="not part of this version"):
-        score(task, "x", {})
-
-
 def test_unknown_task_lists_the_known() -> None:
     with pytest.raises(RecipeError, match="gsm8k, math500"):
         score("gsm", "x", {})
@@ -367,6 +361,11 @@ def test_unknown_task_lists_the_known() -> None:
         ("sudoku", {"puzzle": "123", "solution": "123"}),
         ("sudoku", {"puzzle": "3142243142131324", "solution": "3142243142131324"}),
         ("arithmetic", {"answer": "twelve"}),
+        ("humaneval", {"prompt": "def f():", "entry_point": "f"}),
+        ("humaneval", {"prompt": "def f():", "entry_point": "f", "test": None}),
+        ("mbpp", {"text": "?"}),
+        ("mbpp", {"test_list": []}),
+        ("mbpp", {"test_list": "assert f() == 1"}),
     ],
 )
 def test_rows_without_a_gold_answer_are_refused(task: str, row: dict[str, object]) -> None:

@@ -1,0 +1,268 @@
+"""Attacks on the sandbox. Each says how it must end; one that ends otherwise, for a typo or a success, fails.
+
+The last of them is followed by a run like any other.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dllm_rl.scoring.sandbox.limits import Limits
+from dllm_rl.scoring.sandbox.run import Job, Verdict, check
+from tests.scoring.hosts import needs_isolation
+
+pytestmark = needs_isolation
+SMALL = Limits(
+    wall_seconds=60, cpu_seconds=1, memory_bytes=256 << 20, scratch_bytes=8 << 20, file_bytes=4 << 20, tasks=16
+)
+LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+REFUSED = r"PermissionError: \[Errno 1\]"
+
+
+def system_call(name: str, arguments: str) -> str:
+    return f"""{LIBC}
+def attack():
+    if libc.{name}({arguments}) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+"""
+
+
+ATTACKS = [
+    # Processes.
+    ("fork bomb", "import os\ndef attack():\n    while True: os.fork()", REFUSED),
+    ("fork by system call", system_call("syscall", "57 if os.uname().machine == 'x86_64' else 1079"), REFUSED),
+    ("vfork", system_call("vfork", ""), REFUSED),
+    ("clone without a thread", system_call("syscall", "56, 17, 0, 0, 0, 0"), REFUSED),
+    ("clone of a new user namespace", system_call("syscall", "56, 0x10000011, 0, 0, 0, 0"), REFUSED),
+    ("clone3", system_call("syscall", "435, ctypes.create_string_buffer(88), 88"), r"Errno 38"),
+    ("a shell", "import os\ndef attack():\n    os.system('echo > made')\n    open('made')", "FileNotFoundError"),
+    ("subprocess", "import subprocess\ndef attack(): subprocess.run(['/bin/true'])", REFUSED),
+    ("another program", "import os, sys\ndef attack(): os.execv('/usr/bin/env', ['env'])", REFUSED),
+    ("multiprocessing", "import multiprocessing as m\ndef attack(): m.Process(target=print).start()", REFUSED),
+    (
+        "thread bomb",
+        """
+import threading
+def attack():
+    threading.stack_size(32768)
+    while True: threading.Thread(target=threading.Event().wait, daemon=True).start()
+""",
+        "RuntimeError: can't start new thread",
+    ),
+    ("a new session", "import os\ndef attack(): os.setsid()", REFUSED),
+    # Memory.
+    ("memory at once", "def attack(): return len(bytearray(8 << 30))", "MemoryError"),
+    ("memory by and by", "def attack():\n    x = []\n    while True: x.append(bytes(1 << 20))", "MemoryError"),
+    ("mapped memory", "import mmap\ndef attack(): mmap.mmap(-1, 8 << 30)", r"Errno 12"),
+    ("a file in memory", "import os\ndef attack(): os.memfd_create('x')", REFUSED),
+    ("shared memory", system_call("shmget", "0, 1 << 30, 0o1600"), REFUSED),
+    ("kernel keys", system_call("syscall", "250, 0, -3, 1, 0, 0"), REFUSED),
+    ("a huge number", "def attack(): return 10 ** 10 ** 10", r"signal 9|MemoryError"),
+    (
+        "endless recursion",
+        "import sys\nsys.setrecursionlimit(1 << 30)\ndef attack(): return attack()",
+        r"signal (9|11)|MemoryError",
+    ),
+    # Disk.
+    (
+        "filling the scratch folder",
+        "def attack():\n    for i in range(1000):\n        with open(str(i), 'wb') as f: f.write(bytes(1 << 20))",
+        r"Errno 28",
+    ),
+    ("a huge file", "def attack():\n    with open('x', 'wb') as f:\n        f.truncate(1 << 40)", r"Errno 27"),
+    (
+        "a growing file",
+        "def attack():\n    with open('x', 'wb') as f:\n        while 1: f.write(bytes(99999))",
+        r"Errno 27",
+    ),
+    ("many files", "def attack():\n    for i in range(10**6): open(f'/tmp/{i}', 'w').close()", r"Errno 28"),
+    ("many open files", "def attack():\n    kept = []\n    while True: kept.append(open('/dev/null'))", r"Errno 24"),
+    # Time and output.
+    ("endless loop", "def attack():\n    while True: pass", r"signal 9"),
+    ("endless loop while loading", "while True: pass", r"signal 9"),
+    ("endless output", "def attack():\n    while True: print('x' * 99999)", r"signal 9"),
+    ("sleeping", "import time\ndef attack(): time.sleep(99)", r"no verdict within 1 s"),
+    ("waiting for input", "def attack(): return input()", r"EOFError"),
+    ("a slow pattern", "import re\ndef attack(): re.match('(a*)*b', 'a' * 64)", r"signal 9"),
+    (
+        "deaf to signals",
+        "import signal\ndef attack():\n"
+        "    for s in set(signal.Signals) - {9, 19}: signal.signal(s, signal.SIG_IGN)\n    while True: pass",
+        r"signal 9",
+    ),
+    # Signals and other processes.
+    ("killing everything", "import os\ndef attack(): os.kill(-1, 9)", REFUSED),
+    ("killing the parent", "import os\ndef attack(): os.kill(os.getppid(), 9)", REFUSED),
+    ("killing the group", "import os\ndef attack(): os.killpg(0, 9)", REFUSED),
+    ("killing by file", "import os\ndef attack(): os.pidfd_open(os.getppid())", REFUSED),
+    ("killing a thread", system_call("syscall", "234, 1, 1, 9"), REFUSED),
+    ("tracing the judge", system_call("ptrace", "16, 1, 0, 0"), REFUSED),
+    ("reading the judge's memory", system_call("process_vm_readv", "1, 0, 0, 0, 0, 0"), REFUSED),
+    ("taking the judge's files", system_call("syscall", "438, 3, 1, 0"), REFUSED),
+    ("aborting", "import os\ndef attack(): os.abort()", r"signal 11|signal 6"),
+    ("a wild pointer", "import ctypes\ndef attack(): ctypes.string_at(1)", r"signal 11"),
+    # Files.
+    ("reading the users", "def attack(): return open('/etc/passwd').read()", r"FileNotFoundError"),
+    (
+        "reading by a link",
+        "import os\ndef attack():\n    os.symlink('/etc/passwd', 'x')\n    open('x')",
+        r"FileNotFound",
+    ),
+    ("reading by dots", "def attack(): open('../../../../etc/shadow')", r"FileNotFoundError"),
+    ("reading processes", "def attack(): open('/proc/self/environ')", r"FileNotFoundError"),
+    ("the old root", "import os\ndef attack(): os.listdir('/.host')", r"FileNotFoundError"),
+    ("writing to the library", "import os\ndef attack(): open(os.__file__, 'a')", r"Errno (30|13)"),
+    (
+        "writing to the library by a link",
+        "import os\nos.symlink(os.__file__, 'x')\ndef attack(): open('x', 'a')",
+        r"Errno",
+    ),
+    ("a hard link out", "import os\ndef attack(): os.link(os.__file__, '/tmp/x')", r"Errno (18|1)\b"),
+    ("writing to the root", "def attack(): open('/x', 'w')", r"Errno 30"),
+    ("writing beside devices", "def attack(): open('/dev/x', 'w')", r"Errno 30"),
+    ("making a device", "import os\ndef attack(): os.mknod('/tmp/x', 0o20666, 259)", REFUSED),
+    ("leaving the root", "import os\ndef attack(): os.chroot('/tmp')", REFUSED),
+    ("mounting", system_call("mount", "b'proc', b'/tmp', b'proc', 0, None"), REFUSED),
+    ("new mounts", system_call("syscall", "430, b'proc', 0"), REFUSED),
+    ("opening by handle", system_call("open_by_handle_at", "3, 0, 0"), REFUSED),
+    # Privileges and the kernel.
+    ("becoming root", "import os\ndef attack(): os.setuid(0)", r"Errno (1|22)\b"),
+    ("new namespaces", system_call("unshare", "0x10000000"), REFUSED),
+    ("raising limits", "from resource import *\ndef attack(): setrlimit(RLIMIT_AS, (-1, -1))", r"ValueError"),
+    ("rings", system_call("syscall", "425, 8, ctypes.create_string_buffer(120)"), REFUSED),
+    ("performance counters", system_call("syscall", "298, 0, 0, 0, 0, 0"), REFUSED),
+    ("kernel programs", system_call("syscall", "321, 0, 0, 0"), REFUSED),
+    ("a call newer than the filter", system_call("syscall", "457, 0, 0, 0, 0"), r"Errno 38"),
+    ("the clock", "import time\ndef attack(): time.clock_settime(0, 0)", REFUSED),
+    (
+        "calls of another machine",  # int 0x80: fork as a 32-bit program calls it
+        """
+import ctypes, mmap
+def attack():
+    page = mmap.mmap(-1, 4096, prot=7)
+    page.write(bytes.fromhex("b802000000cd80c3"))
+    ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))()
+""",
+        r"signal 31",
+    ),
+    # The network.
+    ("looking up a name", "import socket\ndef attack(): socket.getaddrinfo('example.com', 80)", r"gaierror"),
+    ("a datagram", "import socket\ndef attack(): socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", REFUSED),
+    ("a local socket", "import socket\ndef attack(): socket.socket(socket.AF_UNIX).connect('\\0x')", REFUSED),
+    # Replies.
+    ("a huge reply", "def attack(): return 'x' * (9 << 20)", r"at most 8388608 are read"),
+    ("a deep reply", "def attack():\n    x = []\n    for _ in range(10**5): x = [x]\n    return x", r"RecursionError"),
+    ("a circle", "def attack():\n    x = []\n    x.append(x)\n    return x", r"RecursionError|ValueError"),
+    ("an endless reply", "import itertools\ndef attack(): return itertools.count()", r"no verdict|MemoryError|signal"),
+    (
+        "bytes that are no reply",
+        "import os\ndef attack():\n    for d in range(3, 64):\n"
+        "        try: os.write(d, b'\\0\\0\\0\\5v[[[[')\n        except OSError: pass",
+        r"something else than a value",
+    ),
+]
+"""Name, code, pattern of the reason. The test is that `list(attack() or [0])` comes back."""
+assert len({name for name, *_ in ATTACKS}) == len(ATTACKS) >= 40
+A_SECOND_EACH = {
+    *("a huge number", "endless recursion", "endless loop while loading", "endless output", "a slow pattern"),
+    *("deaf to signals", "an endless reply"),
+}
+
+NUMBERS_OF_X86 = re.compile(r"syscall\((?!42\d|43\d|44\d|45\d|57 if)")
+
+
+def run(source: str, tests: str, limits: Limits = SMALL) -> Verdict:
+    return check(Job([source], tests, entry_points=["attack"]), limits)
+
+
+def attack(name: str) -> Verdict:
+    limits = SMALL._replace(wall_seconds=1) if name == "sleeping" else SMALL
+    return run({name: source for name, source, _ in ATTACKS}[name], "list(attack() or [0])", limits)
+
+
+@pytest.fixture(scope="module")
+def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdict]]]:
+    """Of the attacks that were asked for, several at once."""
+    calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    names = [call.params["name"] for call in calls if call is not None]
+    with ThreadPoolExecutor(4) as threads:
+        yield {name: threads.submit(attack, name) for name in names}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def healthy_afterwards() -> Iterator[None]:
+    """After all attacks: nothing is left, and the next run is as good as the first."""
+    before = set(Path(tempfile.gettempdir()).glob("sandbox-*"))
+    yield
+    assert run("def attack(): return [1]", "assert attack() == [1]").passed
+    assert not run("def attack(): return [2]", "assert attack() == [1]").passed
+    assert set(Path(tempfile.gettempdir()).glob("sandbox-*")) <= before
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "reason"),
+    [pytest.param(*case, id=case[0], marks=[pytest.mark.slow] if case[0] in A_SECOND_EACH else []) for case in ATTACKS],
+)
+def test_contained(name: str, source: str, reason: str, verdicts: dict[str, Future[Verdict]]) -> None:
+    if os.uname().machine != "x86_64" and (NUMBERS_OF_X86.search(source) or "another machine" in name):
+        pytest.skip("written in the numbers of x86_64")
+    found = verdicts[name].result()
+    assert not found.passed
+    assert found.isolated
+    assert re.search(reason, found.reason), found.reason
+
+
+def test_the_network_of_the_host_is_out_of_reach() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        connect = f"import socket\ndef attack(): socket.create_connection(('127.0.0.1', {port}), 1)"
+        assert re.search(REFUSED, run(connect, "attack()").reason)
+
+
+def test_secrets_stay_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "sesame")
+    (tmp_path / "key").write_text("sesame")
+    found = run("import os\ndef attack(): return dict(os.environ)", "raise RuntimeError(attack())")
+    assert "sesame" not in found.reason
+    assert "HOME" in found.reason
+    for path in (tmp_path / "key", Path.home() / ".bashrc", Path(__file__)):
+        assert "FileNotFoundError" in run(f"def attack(): open({str(path)!r})", "attack()").reason
+    assert run("import os\ndef attack(): return os.listdir(os.path.expanduser('~'))", "assert attack() == []").passed
+
+
+def test_nothing_of_the_host_is_shown_but_libraries() -> None:
+    source = "import os\ndef attack(): return [os.getpid(), os.getuid(), os.path.exists('/proc'), os.listdir('/tmp')]"
+    assert run(source, "assert attack() == [2, 65534, False, []]").passed
+
+
+def test_what_one_run_writes_is_gone_in_the_next(tmp_path: Path) -> None:
+    assert run("def attack(): return open('/tmp/kept', 'w').write('x')", "assert attack() == 1").passed
+    assert "FileNotFoundError" in run("def attack(): return open('/tmp/kept').read()", "attack()").reason
+    assert not Path("/tmp/kept").exists()
+
+
+def test_plain_computing_is_not_disturbed() -> None:
+    source = """
+from __future__ import annotations
+import asyncio, collections, concurrent.futures, dataclasses, decimal, hashlib, heapq, itertools, json, math, random, re
+import string, threading, typing, zoneinfo
+@dataclasses.dataclass
+class Point:
+    x: int
+def attack():
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        total = sum(pool.map(lambda i: i * i, range(100)))
+    async def one(): return 1
+    with open('/tmp/file', 'w') as file: file.write('ab' * 1000)
+    return total + asyncio.run(one()) + Point(1).x + len(open('/tmp/file').read())
+"""
+    found = run(source, "assert attack() == 328350 + 1 + 1 + 2000")
+    assert found.passed, found.reason
