@@ -87,7 +87,7 @@ def test_the_test_split_of_a_whole_release_and_any_other_file_as_it_is(shared: P
 def test_names_and_files() -> None:
     assert load_task("gsm8k").name == load_task("eval/gsm8k.py").name == "gsm8k"
     assert {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")} == {*FILES, "arithmetic"}
-    with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, math500"):
+    with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, humaneval, math500, mbpp"):
         load_task("gsm")
     with pytest.raises(RecipeError, match=r"no file eval/none\.py"):
         load_task("eval/none.py")

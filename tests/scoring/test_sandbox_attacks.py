@@ -192,7 +192,7 @@ def attack(name: str) -> Verdict:
 def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdict]]]:
     """Of the attacks that were asked for, several at once."""
     calls = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
-    names = [call.params["name"] for call in calls if call is not None]
+    names = [call.params["name"] for call in calls if call is not None and "name" in call.params]
     with ThreadPoolExecutor(4) as threads:
         yield {name: threads.submit(attack, name) for name in names}
 
@@ -218,6 +218,30 @@ def test_contained(name: str, source: str, reason: str, verdicts: dict[str, Futu
     assert not found.passed
     assert found.isolated
     assert re.search(reason, found.reason), found.reason
+
+
+COUNTS = {
+    "threads": "    threading.Thread(target=threading.Event().wait, daemon=True).start()",
+    "files": "    kept.append(open('/dev/null'))",
+    "megabytes": "    with open(str(count), 'wb') as file: file.write(bytes(1 << 20))",
+}
+
+
+@pytest.mark.parametrize(("what", "most"), [("threads", 13), ("files", 59), ("megabytes", 8)])
+def test_each_limit_is_the_one_that_was_set(what: str, most: int) -> None:
+    """Tasks: judge, candidate and, of the caller's own user, the supervisor; files: five are open from the start."""
+    source = "import threading\nthreading.stack_size(32768)\nkept = []\ndef attack():\n    count = 0\n    while True:\n"
+    source += f"        try:\n        {COUNTS[what]}\n        except (RuntimeError, OSError): return count\n"
+    source += "        count += 1\n"
+    found = run(source, f"count = attack()\nassert {most} <= count <= {most + 1}, count")
+    assert found.passed, found.reason
+
+
+def test_the_code_holds_two_pipes_and_nothing_else() -> None:
+    source = "import os\ndef attack():\n    found = []\n    for d in range(1024):\n        try: os.fstat(d)\n"
+    source += "        except OSError: continue\n        found.append(d)\n    return found"
+    found = run(source, "found = attack()\nassert found[:3] == [0, 1, 2] and len(found) == 5, found")
+    assert found.passed, found.reason
 
 
 def test_the_network_of_the_host_is_out_of_reach() -> None:

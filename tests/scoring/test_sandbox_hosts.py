@@ -92,7 +92,7 @@ assert "can't start new thread" in found.reason, found
 
 @needs_isolation
 def test_a_caller_that_is_killed_takes_its_runs_along(tmp_path: Path) -> None:
-    mark = 4567891
+    mark = 10**9 + os.getpid()  # a limit that no other run has
     program = (
         "from dllm_rl.scoring.sandbox.run import Job, check\nfrom dllm_rl.scoring.sandbox.limits import Limits\n"
         f"check(Job(['import time; time.sleep(300)'], 'f()'), Limits(wall_seconds=300, file_bytes={mark}))"

@@ -192,6 +192,11 @@ def test_exceptions_arrive_by_their_built_in_name() -> None:
     assert "division by zero (raised by the code)" in verdict("def f(x): return x / 0").reason
 
 
+def test_an_exit_is_no_exception_of_the_tests() -> None:
+    found = verdict("def f(x): raise SystemExit(3)")
+    assert found.reason == "the code did not answer: it raised SystemExit: 3"
+
+
 def test_a_failure_says_where() -> None:
     assert (
         verdict("def f(x): return 0", "x = 1\nassert f(x) == 1, 'why'").reason == "tests, line 2: AssertionError: why"
