@@ -42,11 +42,11 @@ def enter(readable: Sequence[str], limits: Limits) -> None:
     sources = {path: os.path.realpath(path) for path in readable if os.path.exists(path)}
     links = {path: os.readlink(path) for path in readable if os.path.islink(path) and path.count("/") == 1}
     _new_root()
+    _tmpfs(SCRATCH, f"mode=1777,size={limits.scratch_bytes},nr_inodes=4096")  # first: libraries may lie below it
     for path, source in sources.items():
         _show(path, source, links)
     for name in _DEVICES:
         _bind(f"/dev/{name}", f"/dev/{name}")
-    _tmpfs(SCRATCH, f"mode=1777,size={limits.scratch_bytes},nr_inodes=4096")
     kernel.unmount(_OLD)
     os.rmdir(_OLD)
     kernel.restrict_mount("/", kernel.READ_ONLY, recursive=False)
