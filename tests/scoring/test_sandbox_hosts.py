@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,27 @@ def test_numbers_of_system_calls_are_those_of_the_kernels_headers(header: Path, 
     assert published["capset"] == kernel._CAPSET[machine]
     assert published["clone3"] == seccomp._CLONE3
     assert published["mount_setattr"] == kernel._MOUNT_SETATTR
+
+
+@needs_isolation
+def test_libraries_below_the_place_of_the_scratch_folder_are_seen_and_cannot_be_written() -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        Path(folder, "library.py").write_text("here")
+        program = f"""
+import errno, os, sys
+from dllm_rl.scoring.sandbox import limits, namespaces
+namespaces.enter(["/lib", "/usr/lib", {folder!r}], limits.Limits())
+if os.fork():
+    os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
+namespaces.become_nobody()
+assert open({folder + "/library.py"!r}).read() == "here"
+open("/tmp/scratch", "w").close()
+try:
+    open({folder + "/library.py"!r}, "w")
+except OSError as error:
+    os._exit(error.errno == errno.EROFS and 7)
+"""
+        command = [sys.executable, "-c", program]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 7, done.stderr
