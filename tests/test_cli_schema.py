@@ -56,6 +56,25 @@ def test_the_command_writes_what_the_library_writes(
     assert trace.sampler.gen_length == trace.gen_length and (tmp_path / "page.html").is_file()
 
 
+def test_a_driver_keeps_the_skeleton(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
+    (tmp_path / "one.json").write_text('{"type": "object", "properties": {"b": {"type": "string"}}}', encoding="utf-8")
+    flags = [
+        "--temperature",
+        "1",
+        "--driver",
+        "best_of_n",
+        "--driver-option",
+        "n=2",
+        "--trace",
+        str(tmp_path / "t.json"),
+    ]
+    main(["generate", folder, "--prompt", "a", "--schema", str(tmp_path / "one.json"), "--device", "cpu", *flags])
+    capsys.readouterr()
+    rollout = read_trace(tmp_path / "t.json").trajectory()
+    text = dllm_rl.load_model(folder).tokenizer.decode(rollout.completions[0])
+    assert text.startswith('{"b": "') and int(rollout.given.sum()) > 8
+
+
 def test_json_that_fits_ends_well(capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text('{"type": "array", "prefixItems": [{"const": 1}]}', encoding="utf-8")
     assert main(["generate", folder, "--prompt", "a", "--schema", str(tmp_path / "one.json"), "--device", "cpu"]) == 0

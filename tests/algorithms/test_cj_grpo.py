@@ -81,6 +81,15 @@ def test_behaviour_is_what_the_rollout_recorded_unless_a_cache_was_out_of_date()
     assert algorithm.prepare(strayed, material.keys, MASK).behaviour_logp is None
 
 
+def test_the_whole_canvas_is_shown_and_every_draw_scored_after_the_end_of_text_too() -> None:
+    algorithm = CJGRPO()
+    material = make_material(algorithm)
+    ended = replace(material.sequences, scored=material.sequences.scored & (torch.arange(6) < 4))
+    assert torch.equal(algorithm.scope(ended).attend, ended.attend)
+    batch = algorithm.prepare(replace(material, sequences=ended), material.keys, MASK)
+    assert int(batch.views.scored.sum()) == 4 * 4
+
+
 def test_truncated_rollouts_are_refused() -> None:
     algorithm = CJGRPO()
     material = make_material(algorithm)

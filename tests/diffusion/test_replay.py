@@ -23,6 +23,12 @@ WAYS = [
     {"sampler": "rl", "cfg_scale": 0.5},
     {"sampler": "rl", "fixed": [[None, 1, None, None], [2, None, None, 0]]},
 ]
+REVISING = [
+    {"sampler": "rcr", "steps": 3},
+    {"sampler": "rcr", "steps": 4, "block_length": 2, "mode": "cosine"},
+    {"sampler": "remdm", "eta": 0.9, "mode": "rescale", "steps": 5},
+    {"sampler": "t2t", "threshold": 0.4, "edit": 0.3},
+]
 
 
 def rolled_out(way: dict) -> tuple[Table, Trajectory, Replay]:  # type: ignore[type-arg]
@@ -31,7 +37,7 @@ def rolled_out(way: dict) -> tuple[Table, Trajectory, Replay]:  # type: ignore[t
     return model, out, replay(out, out.sequences())
 
 
-@pytest.mark.parametrize("way", WAYS, ids=str)
+@pytest.mark.parametrize("way", [*WAYS, *REVISING], ids=str)
 def test_scoring_the_views_gives_what_the_rollout_recorded(way: dict) -> None:  # type: ignore[type-arg]
     model, out, found = rolled_out(way)
     scores = score_views(model, out.sequences(), found.views, views_per_forward=3, transform=out.transform)
@@ -85,6 +91,19 @@ def test_tokens_overwritten_later_are_scored_in_their_own_context() -> None:
     assert found.views.scored.nonzero().tolist() == [[0, 1], [1, 2], [2, 1]]
     assert found.views.tokens[found.views.scored].tolist() == [2, 0, 1]
     assert found.behaviour_logp[found.views.scored].tolist() == [-0.5, -0.25, -1.0]
+
+
+@pytest.mark.parametrize("way", REVISING, ids=str)
+def test_views_of_rules_that_revise_are_the_canvases_before_their_steps(way: dict) -> None:  # type: ignore[type-arg]
+    _, out, found = rolled_out(way)
+    assert bool((out.events.op == Op.REMASK).any() | (out.events.op == Op.EDIT).any())
+    moments = list(zip(found.views.row.tolist(), found.step.tolist(), strict=True))
+    drawn = (out.events.op == Op.WRITE).nonzero()[:, 0]
+    writes = list(zip(out.events.row[drawn].tolist(), out.events.step[drawn].tolist(), strict=True))
+    assert moments == sorted(set(writes))
+    for view, (row, step) in enumerate(moments):
+        assert torch.equal(found.views.canvas[view], out.canvas(step - 1)[row])
+        assert int(found.views.scored[view].sum()) == writes.count((row, step))
 
 
 def test_more_padding_on_the_left_moves_the_views() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -46,14 +48,14 @@ def sequences() -> Sequences:
 
 def views() -> Views:
     canvas, scored = torch.arange(20).view(5, 4), torch.arange(20).view(5, 4) % 3 == 0
-    return Views(canvas, scored, scored.double() * 2.5, torch.tensor([0, 0, 1, 2, 2]))
+    return Views(canvas, scored, scored.double() * 2.5, torch.tensor([0, 0, 1, 2, 2]), canvas + 100)
 
 
 def test_selection_takes_every_field_of_the_rows_asked_for_in_their_order() -> None:
     index = torch.tensor([2, 0, 2])
     for whole, names in (
         (sequences(), ("tokens", "attend", "completion", "scored")),
-        (views(), ("canvas", "scored", "weight", "row")),
+        (views(), ("canvas", "scored", "weight", "row", "tokens")),
     ):
         part = whole.select(index)
         assert len(part) == 3
@@ -64,7 +66,7 @@ def test_selection_takes_every_field_of_the_rows_asked_for_in_their_order() -> N
 def test_moving_keeps_every_field_in_its_place() -> None:
     for whole, names in (
         (sequences(), ("tokens", "attend", "completion", "scored")),
-        (views(), ("canvas", "scored", "weight", "row")),
+        (views(), ("canvas", "scored", "weight", "row", "tokens")),
     ):
         moved = whole.to(torch.device("meta"))
         for name in names:
@@ -83,3 +85,8 @@ def test_the_prompt_is_what_is_attended_to_and_not_written_by_the_model() -> Non
 
 def test_lengths_are_numbers_of_rows() -> None:
     assert (len(sequences()), len(views())) == (3, 5)
+
+
+def test_views_without_tokens_of_their_own_have_none_whatever_is_done_to_them() -> None:
+    plain = replace(views(), tokens=None)
+    assert plain.select(torch.tensor([1])).tokens is None and plain.to(torch.device("cpu")).tokens is None

@@ -98,8 +98,10 @@ def test_a_loss_that_is_a_sum_costs_one_forward_per_group_and_others_two() -> No
         assert denoiser.forwards == passes * len(view_groups(len(batch.views), 2)), name
 
 
-def test_score_all_is_score_group_by_group_without_gradient() -> None:
-    batch, denoiser = make_batch(ALGORITHMS["vrpo"]), SmallDenoiser()
+@pytest.mark.parametrize("name", ["vrpo", "cj_grpo"])
+def test_score_all_is_score_group_by_group_without_gradient(name: str) -> None:
+    batch, denoiser = make_batch(ALGORITHMS[name]), SmallDenoiser()
+    assert (batch.transform is not None) == (name == "cj_grpo"), "scored as drawn"
     everything = score_group(denoiser, batch, torch.arange(len(batch.views))).logp
     got = score_all(denoiser, batch, 5)
     assert not got.requires_grad

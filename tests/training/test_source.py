@@ -61,6 +61,9 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
         torch.testing.assert_close(material.advantage, advantage[part])
         assert torch.equal(material.keys, keys[part])
         assert torch.equal(material.sequences.tokens, expected.sequences().tokens[part])
+        assert material.trajectory is not None
+        assert torch.equal(material.trajectory.keys, fold(keys, "rollout")[part])
+        assert torch.equal(material.trajectory.tokens, expected.tokens[part])
     assert harvest.metrics["reward/mean"].value == reward.mean()
     assert [sample.reward for sample in harvest.samples] == reward.flatten().tolist()
 

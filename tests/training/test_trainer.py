@@ -10,10 +10,12 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from dllm_rl.algorithms import SFT, VRPO, Algorithm, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, DiffuGRPO, Scores
 from dllm_rl.algorithms.base import Material
+from dllm_rl.diffusion.replay import replay
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.samplers.generate import generate
 from dllm_rl.training.backward import score_all, score_group
 from dllm_rl.training.data import Example
 from dllm_rl.training.source import ExampleSource, Harvest
@@ -102,6 +104,27 @@ def test_a_rollout_serves_mu_updates_each_on_views_of_its_own(tiny: DiffusionMod
     ratios = [line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line]
     assert len(ratios) == 6 and ratios[0] == ratios[3] == 1.0
     assert all(ratios[update] != 1.0 for update in (1, 2, 4, 5))
+
+
+def test_recorded_behaviour_is_used_in_every_iteration_and_never_scored_again(
+    tiny: DiffusionModel, tmp_path: Path
+) -> None:
+    algorithm = CJGRPO(updates_per_rollout=2, kl_coefficient=0)
+    rollout = generate(tiny, [[40], [41], [42]], gen_length=4, steps=2, sampler="rl", temperature=0.5)
+    advantage = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
+
+    class Recorded:
+        def harvest(self, window: int, layout: Any, update: int) -> Harvest:
+            return Harvest([Material(rollout.sequences(), rollout.keys, advantage, rollout)])
+
+    trainer = _trainer(tiny, algorithm, TEXTS, tmp_path, max_steps=2, learning_rate=0.5, gradient_accumulation_steps=1)
+    trainer.source = Recorded()
+    recorded = replay(rollout, rollout.sequences()).behaviour_logp
+    opened = trainer._open(0, 1)
+    assert all(torch.equal(batches[0].behaviour_logp, recorded) for batches in opened.batches)
+    trainer.train()
+    first, second = (line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line)
+    assert first == pytest.approx(1.0, abs=1e-5) and abs(second - 1) > 1e-3
 
 
 def test_a_window_cannot_be_entered_in_its_middle(tiny: DiffusionModel, tmp_path: Path) -> None:
