@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import math
-from itertools import product
+from itertools import permutations, product
 
 import pytest
 import torch
 
-from dllm_rl.diffusion.ledger import losing_logp, uniform_subset_logp, weakest_chosen
+from dllm_rl.diffusion.ledger import (
+    Bar,
+    below,
+    coins_logp,
+    forced_coins_logp,
+    losing_logp,
+    lower,
+    plackett_luce_logp,
+    uniform_subset_logp,
+    weakest_chosen,
+    where,
+)
 
 
 def test_a_uniform_subset_has_probability_one_over_their_number():
@@ -75,3 +86,90 @@ def test_the_gradient_flows_through_the_log_probabilities():
         (gradient,) = torch.autograd.grad(ledger_logp(logq, score, outcome), raw, retain_graph=True)
         total += chance * gradient
     torch.testing.assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-12)
+
+
+LOGITS = torch.tensor([[0.3, -1.0, 0.7, 5.0], [-0.4, 9.0, -0.4, 1.1], [2.0, 0.1, 0.2, -3.0]], dtype=torch.float64)
+ELIGIBLE = torch.tensor([[True, True, True, False], [True, False, True, True], [True, True, True, True]])
+
+
+def subsets(row: int) -> list[tuple[bool, ...]]:
+    allowed = [(False, True) if possible else (False,) for possible in ELIGIBLE[row].tolist()]
+    return list(product(*allowed))
+
+
+def with_others(row: int, chosen: tuple[bool, ...]) -> torch.Tensor:
+    """A batch in which `row` chose this and the others chose something of their own."""
+    rows = ELIGIBLE.clone()
+    rows[row] = torch.tensor(chosen)
+    return rows
+
+
+@pytest.mark.parametrize("row", range(3))
+def test_coins_and_forced_coins_are_laws_in_every_row_of_a_batch(row):
+    p = LOGITS[row].sigmoid().tolist()
+    places = [i for i, possible in enumerate(ELIGIBLE[row].tolist()) if possible]
+    plain = {s: math.prod(p[i] if s[i] else 1 - p[i] for i in places) for s in subsets(row)}
+    likeliest = max(places, key=lambda i: (p[i], -i))
+    forced = {s: chance for s, chance in plain.items() if any(s)}
+    forced[tuple(i == likeliest for i in range(4))] += plain[(False,) * 4]
+    assert sum(plain.values()) == pytest.approx(1.0) and sum(forced.values()) == pytest.approx(1.0)
+    heads, tails = LOGITS.sigmoid().log(), (-LOGITS).sigmoid().log()
+    for chosen, chance in plain.items():
+        found = coins_logp(heads, tails, with_others(row, chosen), ELIGIBLE)[row].exp()
+        assert float(found) == pytest.approx(chance, abs=1e-14)
+    for chosen, chance in forced.items():
+        found = forced_coins_logp(LOGITS, with_others(row, chosen), ELIGIBLE)[row].exp()
+        assert float(found) == pytest.approx(chance, abs=1e-14)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_plackett_luce_is_drawing_one_after_the_other_whatever_stands_in_ranks_not_chosen(count):
+    weights = LOGITS.exp()
+    for row in range(3):
+        places = [i for i, possible in enumerate(ELIGIBLE[row].tolist()) if possible]
+        total = 0.0
+        for order in permutations(places, count):
+            chance, left = 1.0, set(places)
+            for place in order:
+                chance *= float(weights[row, place]) / sum(float(weights[row, i]) for i in left)
+                left.remove(place)
+            total += chance
+            chosen = ELIGIBLE.clone()
+            chosen[row] = False
+            rank = torch.arange(4).expand(3, 4).clone()
+            rank[row] = torch.tensor([-3, 0, 7, 1])  # read where chosen only
+            for turn, place in enumerate(order):
+                chosen[row, place], rank[row, place] = True, turn
+            found = plackett_luce_logp(LOGITS, rank, chosen, ELIGIBLE)[row].exp()
+            assert float(found) == pytest.approx(chance, abs=1e-14)
+        assert total == pytest.approx(1.0)
+
+
+def stays_below(score: float, index: int, level: float, place: int) -> bool:
+    return score < level or (score == level and index > place)
+
+
+def test_the_lower_of_two_bars_is_stayed_below_when_both_are():
+    cases = list(product([0.0, 1.0], [-1, 0, 2], repeat=2))
+    a, b = (
+        Bar(torch.tensor([[case[i] for case in cases]]), torch.tensor([[case[i + 1] for case in cases]]))
+        for i in (0, 2)
+    )
+    both = lower(a, b)
+    for column, (level_a, place_a, level_b, place_b) in enumerate(cases):
+        for score, index in product([-0.5, 0.0, 0.5, 1.0, 1.5], range(4)):
+            expected = stays_below(score, index, level_a, place_a) and stays_below(score, index, level_b, place_b)
+            level, place = float(both.level[0, column]), int(both.place[0, column])
+            assert stays_below(score, index, level, place) == expected
+
+
+def test_a_bar_that_takes_its_own_level_is_stayed_below_by_less_only():
+    bar = below(torch.tensor([[0.5, 0.5, 0.5]]))
+    assert [stays_below(0.5, i, float(bar.level[0, i]), int(bar.place[0, i])) for i in range(3)] == [False] * 3
+    assert [stays_below(0.4, i, float(bar.level[0, i]), int(bar.place[0, i])) for i in range(3)] == [True] * 3
+
+
+def test_bars_are_chosen_place_by_place():
+    a, b = below(torch.tensor([[1.0, 2.0]])), Bar(torch.tensor([[3.0, 4.0]]), torch.tensor([[0, 1]]))
+    mixed = where(torch.tensor([[True, False]]), a, b)
+    assert mixed.level.tolist() == [[1.0, 4.0]] and mixed.place.tolist() == [[2, 1]]
