@@ -112,6 +112,16 @@ def test_a_joined_trajectory_has_the_steps_of_the_longest(trajectory):
     assert joined.behaviour_logp.tolist() == [-15.5, -5.25, -15.5]
 
 
+def test_entropies_are_joined_if_all_parts_measured_them_with_nothing_after_a_rows_last_step(trajectory):
+    measured = replace(trajectory, entropy=torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64))
+    short = replace(measured.select([1]), selection_logp=torch.zeros(1, 2, dtype=torch.float64))
+    short = replace(short, entropy=torch.tensor([[4.0, 5.0]], dtype=torch.float64))
+    joined = Trajectory.concatenate([short, measured]).entropy
+    assert joined is not None and str(joined.tolist()) == "[[4.0, 5.0, nan], [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]"
+    assert Trajectory.concatenate([measured, trajectory]).entropy is None
+    assert Trajectory.concatenate([trajectory]).entropy is None
+
+
 def test_one_part_joined_is_that_part(trajectory):
     joined = Trajectory.concatenate([trajectory])
     assert (joined.gen_length, joined.transform, joined.update) == (3, Transform(0.5), 4)
