@@ -17,7 +17,10 @@ from dllm_rl.rollouts.engine import LocalEngine
 def evaluator(
     recipe: Recipe, base: Path, model: DiffusionModel, accelerator: Accelerator
 ) -> Callable[[], dict[str, float]] | None:
-    """A function that runs every task and gives `eval/TASK/accuracy` and its standard error, or None without tasks."""
+    """A function that runs every task, or None without tasks.
+
+    It gives `eval/TASK/accuracy`, its `std_error`, the number of examples `n` and the mean `forwards` of one.
+    """
     section = recipe.eval
     if section is None:
         return None
@@ -46,6 +49,7 @@ def evaluator(
             metrics[f"eval/{task.name}/accuracy"] = result.accuracy
             metrics[f"eval/{task.name}/std_error"] = result.std_error
             metrics[f"eval/{task.name}/n"] = result.n
+            metrics[f"eval/{task.name}/forwards"] = result.nfe
         return metrics
 
     return evaluate
