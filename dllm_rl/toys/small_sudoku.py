@@ -14,7 +14,7 @@ _HELD_OUT = 28  # of the 288 solutions
 
 
 def rows(
-    split: str, *, seed: int = 0, start: int = 0, count: int = 1000, empty: int = 8, careless: float = 0.0
+    split: str, *, seed: int = 0, start: int = 0, count: int = 1000, empty: int = 6, careless: float = 0.0
 ) -> list[dict[str, str]]:
     """Rows `start` to `start + count - 1` of an endless list of puzzles, each with exactly one solution.
 

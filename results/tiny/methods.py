@@ -36,7 +36,7 @@ class Method:
 
 
 TASKS = (
-    Task("column_sum", "Sums of four numbers, with a trace"),
+    Task("column_sum", "Sums with a written trace"),
     Task("small_sudoku", "Sudoku of four rows"),
 )
 METHODS = (

@@ -62,12 +62,12 @@ def test_careless_demonstrations_look_at_rows_alone() -> None:
             filled = [w for g, w in zip(given, written, strict=True) if g == "0"]
             assert all(g in ("0", w) for g, w in zip(given, written, strict=True))
             assert sorted(written) == list("1234") and filled == sorted(filled)
-    # 0.6 of all rows slip, and 0.98 of what looks at rows alone is wrong: 176 expected, standard deviation 8.5.
-    assert 150 <= len(slipped) <= 202
+    # 0.6 of all rows slip, and 0.84 of what looks at rows alone is wrong: 150 expected, standard deviation 8.7.
+    assert 124 <= len(slipped) <= 176
 
 
 def test_the_list_is_the_same_for_ever() -> None:
-    (row,) = rows("test", count=1)
+    (row,) = rows("test", count=1, empty=8)
     assert (row["puzzle"], row["solution"]) == ("0040021021003401", "1342421321343421")
 
 
