@@ -14,7 +14,7 @@ def rows(
 ) -> list[dict[str, str]]:
     """Rows `start` to `start + count - 1` of an endless list of sums.
 
-    A row is `{"prompt": "347+285=", "answer": "0632", "trace": "12,13,06", "completion": "12,13,06#0632"}`:
+    A row is `{"prompt": "347+285=", "answer": "0632", "trace": "12,13,06#0632", "completion": "12,13,06#0632"}`:
     7 + 5 is 12, 4 + 8 and the carry are 13, 3 + 2 and the carry are 06. Prompts and answers, hence the two splits, are
     those of `arithmetic.rows`.
 
@@ -45,17 +45,14 @@ def rows(
 def _with_trace(row: dict[str, str], slips: bool) -> dict[str, str]:
     left, right = row["prompt"].rstrip("=").split("+")
     columns = [int(a) + int(b) for a, b in zip(reversed(left), reversed(right), strict=True)]
-    trace, answer = _written(columns, carries=True)
-    demonstration = _written(columns, carries=not slips)
-    assert answer == row["answer"]
-    return {**row, "trace": trace, "completion": MARKER.join(demonstration)}
+    return {**row, "trace": _written(columns, carries=True), "completion": _written(columns, carries=not slips)}
 
 
-def _written(columns: list[int], *, carries: bool) -> tuple[str, str]:
-    """The trace and the answer of somebody who carries, or who forgets to."""
+def _written(columns: list[int], *, carries: bool) -> str:
+    """What somebody writes who carries, or who forgets to."""
     carry, totals = 0, []
     for column in columns:
         totals.append(column + carry)
         carry = totals[-1] // 10 if carries else 0
     answer = str(carry) + "".join(str(total % 10) for total in reversed(totals))
-    return ",".join(f"{total:02}" for total in totals), answer
+    return ",".join(f"{total:02}" for total in totals) + MARKER + answer

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from results.tiny.pairs import with_pairs
@@ -31,6 +31,8 @@ class Method:
     title: str
     overrides: tuple[str, ...] = ()
     """What it changes in the recipe of every task."""
+    by_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """What else it changes, by the task's name."""
     prepare: Callable[[str, Sequence[str], Path], list[str]] | None = None
     """What it makes beforehand, from (recipe, overrides of the cell, a folder), and the overrides that use it."""
 

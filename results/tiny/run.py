@@ -40,9 +40,10 @@ def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -
     """
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
+        changed = [*method.overrides, *method.by_task.get(task.name, ())]
         given = [f"train.seed={seed}", *extra]
         made = method.prepare(task.recipe, given, Path(folder)) if method.prepare else []
-        overrides = [*method.overrides, *made, *given]
+        overrides = [*changed, *made, *given]
         command = [sys.executable, task.recipe, *overrides, f"output={folder}/run"]
         done = subprocess.run(command, cwd=ROOT, env=_environment(), capture_output=True, text=True, check=False)
         seconds = time.perf_counter() - start
@@ -57,7 +58,7 @@ def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -
         seconds=round(seconds, 1),
         date=datetime.now(UTC).date().isoformat(),
         device=f"one of {os.cpu_count()} CPU cores, {platform.machine()}",
-        overrides=list(method.overrides),
+        overrides=changed,
         curve=points(metrics, task.name),
     )
 

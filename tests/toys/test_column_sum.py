@@ -20,11 +20,11 @@ def test_the_trace_is_schoolbook_addition_and_leads_to_the_answer(digits: int) -
         for a, b in columns(row):
             written.append(f"{a + b + carry:02}")
             carry = int(written[-1][0])
-        assert row["trace"] == ",".join(written)
         assert row["answer"] == str(carry) + "".join(total[1] for total in reversed(written))
+        assert row["trace"] == f"{','.join(written)}#{row['answer']}"
         left, right = row["prompt"].rstrip("=").split("+")
         assert int(row["answer"]) == int(left) + int(right)
-        assert row["completion"] == f"{row['trace']}#{row['answer']}"
+        assert row["completion"] == row["trace"]
         assert len(row["completion"]) == 4 * digits + 1
 
 
@@ -57,7 +57,7 @@ def test_a_row_depends_on_its_index_alone() -> None:
 
 def test_the_list_is_the_same_for_ever() -> None:
     (row,) = rows("test", count=1)
-    assert row == {"prompt": "601+042=", "answer": "0643", "trace": "03,04,06", "completion": "03,04,06#0643"}
+    assert row == {"prompt": "601+042=", "answer": "0643", "trace": "03,04,06#0643", "completion": "03,04,06#0643"}
     slips = [row["completion"].split("#")[1] != row["answer"] for row in rows("train", count=8, careless=0.5)]
     assert slips == [True, True, True, True, False, False, True, False]
 
