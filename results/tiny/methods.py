@@ -51,7 +51,7 @@ METHODS = (
             "rollout=null",
             "train.per_device_train_batch_size=32",
         ),
-        with_pairs,
+        prepare=with_pairs,
     ),
     Method("diffu_grpo", "diffu-GRPO"),
     Method("cj_grpo", "CJ-GRPO", ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",)),
