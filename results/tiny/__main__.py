@@ -43,7 +43,8 @@ def _fill(runs: list[ledger.Run], cells: list[Cell], processes: int) -> list[led
             f"{number} of {len(cells)} after {time.monotonic() - start:.0f} s: "
             f"{run.task}, {run.method}, seed {run.seed}: "
             f"{run.before.accuracy:.3f} to {run.after.accuracy:.3f}, "
-            f"{run.before.forwards:.2f} to {run.after.forwards:.2f} forwards, {run.seconds:.0f} s",
+            f"{run.before.forwards:.2f} to {run.after.forwards:.2f} forwards, "
+            f"{run.seconds:.0f} s, {run.cpu_seconds:.0f} on a core",
             flush=True,
         )
     return runs

@@ -51,6 +51,8 @@ class Run:
     """Completions sampled to learn from."""
     seconds: float
     """Wall time of everything: start-up, what the method prepares, training, evaluations."""
+    cpu_seconds: float
+    """The same on a core, which does not depend on what else the machine does."""
     date: str
     device: str
     overrides: list[str]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-
-from results.tiny.pairs import with_pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +21,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One line of every table."""
+    """One line of every table. In its texts `$folder` is a folder of the run's own and `$recipe` the task's recipe."""
 
     name: str
     """Its `algorithm.type`."""
@@ -33,8 +30,8 @@ class Method:
     """What it changes in the recipe of every task."""
     by_task: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """What else it changes, by the task's name."""
-    prepare: Callable[[str, Sequence[str], Path], list[str]] | None = None
-    """What it makes beforehand, from (recipe, overrides of the cell, a folder), and the overrides that use it."""
+    first: tuple[str, ...] = ()
+    """Arguments of a Python process that makes what the run needs; the seed's override follows. Its time counts."""
 
 
 TASKS = (
@@ -47,11 +44,12 @@ METHODS = (
         "VRPO",
         (
             "algorithm={type: vrpo, beta: 0.2, num_draws: 4}",
+            "data={path: $folder/pairs.jsonl}",
             "reward=null",
             "rollout=null",
             "train.per_device_train_batch_size=32",
         ),
-        prepare=with_pairs,
+        first=("-m", "results.tiny.pairs", "$recipe", "$folder/pairs.jsonl"),
     ),
     Method("diffu_grpo", "diffu-GRPO"),
     Method("cj_grpo", "CJ-GRPO", ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",)),

@@ -1,8 +1,15 @@
-"""Preference pairs for VRPO: the starting model's own rollouts, the best of a group against the worst."""
+"""Preference pairs for VRPO: the starting model's own rollouts, the best of a group against the worst.
+
+    python -m results.tiny.pairs recipes/tiny_column_sum.yaml pairs.jsonl train.seed=1
+
+The rollouts are those that an online method with this seed would draw if its weights never moved: the same prompts, the
+same keys, equally many.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,18 +20,6 @@ from dllm_rl.recipe.model import make_model
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.order import Layout
 from dllm_rl.training.source import Sample
-
-
-def with_pairs(recipe_path: str, overrides: Sequence[str], folder: Path) -> list[str]:
-    """Write the pairs that a recipe's rollouts give to a folder, and say how a run reads them.
-
-    The rollouts are those that an online method with this seed would draw if its weights never moved: the same
-    prompts, the same keys, equally many. Deterministic.
-    """
-    file = folder / "pairs.jsonl"
-    pairs = preference_pairs(recipe_path, overrides)
-    file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
-    return [f"data={{path: {file}}}"]
 
 
 def preference_pairs(recipe_path: str, overrides: Sequence[str]) -> list[dict[str, str]]:
@@ -56,3 +51,13 @@ def best_against_worst(group: list[Sample]) -> dict[str, str] | None:
 
 def _reward(sample: Sample) -> float:
     return sample.reward
+
+
+def main(recipe_path: str, file: str, *overrides: str) -> None:
+    """Write the pairs of a recipe, one JSON object a line."""
+    pairs = preference_pairs(recipe_path, overrides)
+    Path(file).write_text("".join(json.dumps(pair) + "\n" for pair in pairs), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -15,8 +15,8 @@ Every method from the same starting weights with the same number of rollouts, on
 `make results` from [ledger.json](ledger.json); ![accuracy and forwards along the way](curves.png)
 
 Accuracy is that of greedy answers to held-out problems, with its 95% interval (Wilson). Forwards are network
-evaluations per answer, means over problems. Seconds are wall time of a whole run on one core, evaluations and what the
-method prepares included.
+evaluations per answer, means over problems. Seconds are those of a whole run on one thread, evaluations and what the
+method prepares included, by the clock and on a core: they differ where other work shares the cores.
 """
 
 
@@ -41,7 +41,15 @@ def _budget(runs: Sequence[Run]) -> str:
 
 def _table(task: Task, runs: Sequence[Run]) -> str:
     seeds = sorted({run.seed for run in runs})
-    titles = ["method", "before", *(f"after, seed {seed}" for seed in seeds), "forwards before", "forwards after", "s"]
+    titles = [
+        "method",
+        "before",
+        *(f"after, seed {seed}" for seed in seeds),
+        "forwards before",
+        "forwards after",
+        "wall s",
+        "CPU s",
+    ]
     lines = [_line(titles), "|" + "---|" * len(titles)]
     for method in METHODS:
         mine = {run.seed: run for run in runs if run.method == method.name}
@@ -59,6 +67,7 @@ def _cells(method: Method, runs: dict[int, Run], seeds: Sequence[int]) -> list[s
         f"{fmean(run.before.forwards for run in each):.2f}",
         f"{fmean(run.after.forwards for run in each):.2f}",
         f"{fmean(run.seconds for run in each):.0f}",
+        f"{fmean(run.cpu_seconds for run in each):.0f}",
     ]
 
 

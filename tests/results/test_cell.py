@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from string import Template
 
 import pytest
 
+from dllm_rl.recipe.load import load_recipe
 from dllm_rl.toys.column_sum import rows
 from dllm_rl.training.source import Sample
 from results.tiny.methods import METHODS, TASKS
-from results.tiny.pairs import best_against_worst, preference_pairs, with_pairs
-from results.tiny.run import rollouts, run_cell
+from results.tiny.pairs import best_against_worst, main, preference_pairs
+from results.tiny.run import ROOT, rollouts, run_cell, run_python
 
 TASK = TASKS[0]
 SMALL = ["train.max_steps=2", "eval.limit=40", "eval.every=1"]
@@ -39,10 +41,8 @@ def test_pairs_are_the_starting_models_own_and_the_same_every_time(tmp_path: Pat
     assert 1 <= len(pairs) <= 8
     for pair in pairs:
         assert pair["chosen"].partition("#")[2] == answers[pair["prompt"]] != pair["rejected"].partition("#")[2]
-    (override,) = with_pairs(TASK.recipe, small, tmp_path)
-    (file,) = tmp_path.iterdir()
-    assert str(file) in override
-    assert [json.loads(line) for line in file.read_text().splitlines()] == pairs
+    main(TASK.recipe, str(tmp_path / "pairs.jsonl"), *small)
+    assert [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()] == pairs
     assert preference_pairs(TASK.recipe, [*small[:2], "train.seed=4"]) != pairs
 
 
@@ -55,4 +55,22 @@ def test_a_small_cell(method: object) -> None:
     assert [point.update for point in run.curve] == [0, 1, 2]
     assert {point.problems for point in run.curve} == {40}
     assert run.rollouts == rollouts(TASK, SMALL)
-    assert run.before.forwards > 0 and run.seconds > 0
+    assert run.before.forwards > 0
+    assert 0 < run.cpu_seconds < 2 * run.seconds
+
+
+def test_a_run_that_fails_says_which_and_why(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("raise SystemExit('there is no such thing')")
+    with pytest.raises(RuntimeError, match=r"program.py x\nended with 1:\nthere is no such thing"):
+        run_python([str(program), "x"], str(tmp_path))
+
+
+def test_every_method_is_one_of_the_library_and_changes_what_a_recipe_has() -> None:
+    """Overrides are checked against the recipe's sections before anything is run."""
+    for task in TASKS:
+        for method in METHODS:
+            changed = [*method.overrides, *method.by_task.get(task.name, ())]
+            recipe = load_recipe(ROOT / task.recipe, [Template(each).substitute(folder="/f") for each in changed])
+            assert recipe.algorithm.type == method.name
+            assert recipe.train.arguments["max_steps"] == 40

@@ -15,7 +15,7 @@ from results.tiny.methods import METHODS, TASKS
 
 def run(task: str, method: str, seed: int, right: int, forwards: float = 7.0) -> Run:
     curve = [Point(0, 300, 1000, 7.0), Point(10, 400, 1000, 6.5), Point(20, right, 1000, forwards)]
-    return Run(task, method, seed, 6400, 40.0 + seed, "2026-11-26", "one of 2 CPU cores, x86_64", ["a=b"], curve)
+    return Run(task, method, seed, 6400, 80.0, 40.0 + seed, "2026-11-26", "2 CPU cores, x86_64", ["a=b"], curve)
 
 
 RUNS = [
@@ -76,13 +76,16 @@ def test_a_repeated_run_takes_the_place_of_the_old_one() -> None:
 def test_the_page_has_a_line_per_method_with_means_over_seeds_and_an_interval_per_run() -> None:
     text = table.page(RUNS)
     lines = [line for line in text.splitlines() if line.startswith("| ")]
-    assert lines[0] == "| method | before | after, seed 0 | after, seed 1 | forwards before | forwards after | s |"
+    assert (
+        lines[0]
+        == "| method | before | after, seed 0 | after, seed 1 | forwards before | forwards after | wall s | CPU s |"
+    )
     before = "0.300 (0.272-0.329)"
-    assert lines[1] == f"| VRPO | {before} | 0.700 (0.671-0.728) |  | 7.00 | 7.00 | 40 |"
-    assert lines[2] == f"| CJ-GRPO | {before} | 0.900 (0.880-0.917) | 0.910 (0.891-0.926) | 7.00 | 4.00 | 40 |"
-    assert lines[4] == f"| diffu-GRPO | {before} | 1.000 (0.996-1.000) | 7.00 | 7.00 | 40 |"
+    assert lines[1] == f"| VRPO | {before} | 0.700 (0.671-0.728) |  | 7.00 | 7.00 | 80 | 40 |"
+    assert lines[2] == f"| CJ-GRPO | {before} | 0.900 (0.880-0.917) | 0.910 (0.891-0.926) | 7.00 | 4.00 | 80 | 40 |"
+    assert lines[4] == f"| diffu-GRPO | {before} | 1.000 (0.996-1.000) | 7.00 | 7.00 | 80 | 40 |"
     assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {task.title}" for task in TASKS]
-    assert "6400 rollouts a run, 1000 held-out problems; 2026-11-26, one of 2 CPU cores, x86_64." in text
+    assert "6400 rollouts a run, 1000 held-out problems; 2026-11-26, 2 CPU cores, x86_64." in text
 
 
 def test_the_page_keeps_to_the_columns_of_its_head() -> None:
