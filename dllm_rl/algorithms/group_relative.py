@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
@@ -11,6 +12,8 @@ from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 if TYPE_CHECKING:
     from jaxtyping import Bool, Float
     from torch import Tensor
+
+    from dllm_rl.objectives.reduce import Report
 
 
 class Terms(NamedTuple):
@@ -73,7 +76,7 @@ class GroupRelative(Algorithm):
         """The clipped surrogate of `terms`, and the divergence of every scored token times `per_token`, as a loss."""
         from dllm_rl.objectives.kl import kl
         from dllm_rl.objectives.policy import clipped_surrogate, is_clipped
-        from dllm_rl.objectives.reduce import masked_mean
+        from dllm_rl.objectives.reduce import effective_share, masked_mean
 
         policy, old, advantage, scored, weight = terms
         low, high = self.clip_low, self.clip_high
@@ -81,13 +84,26 @@ class GroupRelative(Algorithm):
         clipped = is_clipped(policy, old, advantage, scored, clip_low=low, clip_high=high)
         objective = (weight * surrogate).sum()
         log_ratio = (policy - old).detach()
-        metrics = {
+        falling = (advantage < 0)[:, None]
+        metrics: dict[str, Report] = {
             "policy/ratio": masked_mean(log_ratio.exp(), scored),
+            "policy/ess": effective_share(log_ratio, scored),
             "policy/clipped": masked_mean(clipped.double(), scored),
+            "policy/clipped_low": masked_mean((clipped & falling).double(), scored),
+            "policy/clipped_high": masked_mean((clipped & ~falling).double(), scored),
             "policy/kl_behaviour": masked_mean(-log_ratio, scored),
+            "policy/kl_behaviour_k3": masked_mean(kl(old, policy, estimator="k3"), scored),
         }
         if batch.reference_logp is not None:
             divergence = kl(scores.logp, batch.reference_logp[scores.view], estimator=self.kl_estimator)
             objective = objective - self.kl_coefficient * (per_token * divergence).sum()
             metrics["policy/kl_reference"] = masked_mean(divergence.detach(), batch.views.scored[scores.view])
         return Loss(-objective, metrics)
+
+    def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
+        from dllm_rl.objectives.reduce import effective_share
+
+        policy = self.estimates(batch, scores.logp).mean(-1)
+        log_ratio = policy - self.estimates(batch, self.behaviour_of(batch, scores)).mean(-1)
+        share = effective_share(log_ratio, log_ratio.new_ones(log_ratio.shape).bool())
+        return {**super().diagnose(batch, scores), "policy/ess_sequence": share}

@@ -73,22 +73,26 @@ def backward(
             processes takes away.
 
     Returns:
-        Losses whose sum is the loss (detached).
+        Losses whose sum is the loss (detached), and one of nothing that reports on all views together.
     """
     if algorithm.is_sum_over_views:
         parts = _direct(algorithm, batch, denoiser, groups)
     else:
         parts = _scores_first(algorithm, batch, denoiser, frozen, groups)
-    losses = []
-    for index in range(len(groups)):
+    losses, seen = [], []
+    for index, group in enumerate(groups):
         with group_context(index == len(groups) - 1):
-            objective, loss = next(parts)
+            objective, loss, logp = next(parts)
             back_propagate(scale * objective)
         losses += [loss] if loss is not None else []
-    return losses
+        seen += [] if group.padding else [logp.detach()]
+    everything = Scores(torch.cat(seen), torch.arange(len(batch.views)))
+    nothing = torch.zeros_like(losses[0].total)
+    return [*losses, Loss(nothing, algorithm.diagnose(batch, everything))]
 
 
-Part = tuple[Tensor, Loss | None]
+Part = tuple[Tensor, Loss | None, Tensor]
+"""What is back-propagated, its share of the loss if it has one, and the log-probabilities scored for it."""
 
 
 def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list[Group]) -> Iterator[Part]:
@@ -96,10 +100,10 @@ def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list
     for group in groups:
         scores = score_group(denoiser, batch, group.view)
         if group.padding:
-            yield scores.logp.sum() * 0.0, None
+            yield scores.logp.sum() * 0.0, None, scores.logp
             continue
         loss = algorithm.loss(batch, scores)
-        yield loss.total, Loss(loss.total.detach(), loss.metrics)
+        yield loss.total, Loss(loss.total.detach(), loss.metrics), scores.logp
 
 
 def _scores_first(
@@ -114,5 +118,5 @@ def _scores_first(
     for group in groups:
         scores = score_group(denoiser, batch, group.view)
         weight = coefficient[group.view] * (0.0 if group.padding else 1.0)
-        yield (scores.logp * weight).sum(), pending
+        yield (scores.logp * weight).sum(), pending, scores.logp
         pending = None
