@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float, Float64, Real
 from torch import Tensor
 
-
 Sums = TypeVar("Sums", bound="Report")
 
 
