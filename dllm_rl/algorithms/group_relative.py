@@ -10,7 +10,7 @@ from pydantic import Field
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 
 if TYPE_CHECKING:
-    from jaxtyping import Bool, Float
+    from jaxtyping import Bool, Float, Int64
     from torch import Tensor
 
     from dllm_rl.objectives.reduce import Report
@@ -25,6 +25,30 @@ class Terms(NamedTuple):
     scored: Bool[Tensor, "T U"]
     weight: Float[Tensor, "T U"]
     """Share of the objective."""
+
+
+def pooled(terms: Terms, group: Int64[Tensor, " T"], advantage: Float[Tensor, " H"]) -> Terms:
+    """One ratio for each of H groups of rows, exp of their weighted mean log-ratio, which counts as much as they did.
+
+    At old == new the objective and its gradient stay what they were.
+
+    Args:
+        group: which group each row belongs to.
+        advantage: of each group.
+
+    Source: with equal weights, the length-normalised ratio of GSPO, Zheng et al., https://arxiv.org/abs/2507.18071,
+        eq. 7.
+    """
+    empty = terms.weight.new_zeros(len(advantage))
+
+    def total(values: Float[Tensor, "T U"]) -> Float[Tensor, " H"]:
+        return empty.index_add(0, group, values.masked_fill(~terms.scored, 0.0).sum(-1))
+
+    weight = total(terms.weight)
+    present = weight > 0
+    share = weight.masked_fill(~present, 1.0)  # a group with nothing scored has sums of zero
+    policy, behaviour = (total(terms.weight * logp) / share for logp in (terms.policy, terms.behaviour))
+    return Terms(policy[:, None], behaviour[:, None], advantage, present[:, None], weight[:, None])
 
 
 class GroupRelative(Algorithm):

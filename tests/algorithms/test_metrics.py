@@ -76,7 +76,13 @@ def test_where_a_ratio_is_a_sequences_the_share_is_of_sequences() -> None:
 
 @pytest.mark.parametrize(
     ("algorithm", "draws"),
-    [(DiffuGRPO(), 1), (DiffuGRPO(corruption=ELBO, num_draws=3), 3), (CJGRPO(), 1), (CJGRPO(ratio_level="step"), 1)],
+    [
+        (DiffuGRPO(), 1),
+        (DiffuGRPO(corruption=ELBO, num_draws=3), 3),
+        (CJGRPO(), 1),
+        (CJGRPO(ratio_level="step"), 1),
+        (CJGRPO(ratio_level="sequence"), 1),
+    ],
 )
 def test_a_sequences_weight_is_the_ratio_of_its_likelihoods(algorithm: Algorithm, draws: int) -> None:
     """Whatever has a ratio of its own in the loss: draws are averaged, steps of a rollout add up."""
