@@ -32,6 +32,8 @@ class Material:
     advantage: Float[Tensor, " B"] | None = None
     trajectory: Trajectory | None = None
     """How the sequences came to be; None for texts and pairs."""
+    iteration: int = 0
+    """Which of the mu sets of views is to be made, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,7 +175,7 @@ class DiffusionTrainer(Trainer):
         """Draw the views and score what must be known before the first update."""
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
         keys = fold(material.keys, "views", index)
-        batch = self.algorithm.prepare(material, keys, self.diffusion.spec.mask_id)
+        batch = self.algorithm.prepare(replace(material, iteration=index), keys, self.diffusion.spec.mask_id)
         if self.algorithm.needs_behaviour and batch.behaviour_logp is None and iteration > 0:
             batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward))
         if self.algorithm.needs_reference:

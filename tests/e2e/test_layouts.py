@@ -21,6 +21,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
         "corruption": {"type": "fixed_count"},
         "ratio_level": "sequence",
     },
+    "mask_grpo": {"type": "mask_grpo", "updates_per_rollout": 5, "ratio_level": "sequence", "reduction": "token"},
     "cj_grpo": {"type": "cj_grpo", "updates_per_rollout": 5, "reduction": "token"},
 }
 LAYOUTS = {  # processes, accumulation, prompts per micro-batch; views per forward
