@@ -127,7 +127,14 @@ class GroupRelative(Algorithm):
     def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
         from dllm_rl.objectives.reduce import effective_share
 
-        policy = self.estimates(batch, scores.logp).mean(-1)
-        log_ratio = policy - self.estimates(batch, self.behaviour_of(batch, scores)).mean(-1)
-        share = effective_share(log_ratio, log_ratio.new_ones(log_ratio.shape).bool())
+        log_weight = self.log_weight(batch, scores)
+        share = effective_share(log_weight, log_weight.new_ones(log_weight.shape).bool())
         return {**super().diagnose(batch, scores), "policy/ess_sequence": share}
+
+    def log_weight(self, batch: Batch, scores: Scores) -> Float[Tensor, " B"]:
+        """Log-ratio of each whole rollout, of policy to behaviour, from the scores of all views; for reports.
+
+        By default that of the tokens scored. Where positions or schedules are learned too, theirs are to be added.
+        """
+        policy = self.estimates(batch, scores.logp).mean(-1)
+        return policy - self.estimates(batch, self.behaviour_of(batch, scores)).mean(-1)

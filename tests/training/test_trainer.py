@@ -99,7 +99,7 @@ def test_a_rollout_serves_mu_updates_each_on_views_of_its_own(tiny: DiffusionMod
     assert not any(torch.equal(a, b) for a, b in zip(canvases, [*canvases[1:], canvases[0]], strict=True))
     assert first.behaviour_logp is None
     for batch in (second, third):
-        torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 100))
+        torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 100).logp)
         torch.testing.assert_close(batch.reference_logp, batch.behaviour_logp)
     trainer.train()
     ratios = [line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line]
@@ -142,7 +142,7 @@ def test_reports_are_added_over_micro_batches_before_they_are_divided(tiny: Diff
     batches = trainer._window.batches[1]  # type: ignore[union-attr]
     tokens, sequences, variances = [], [], []
     for batch in batches:
-        logp = score_all(trainer.diffusion, batch, 100).double()
+        logp = score_all(trainer.diffusion, batch, 100).logp.double()
         change = (logp - batch.behaviour_logp) * batch.views.scored
         tokens += change[batch.views.scored].exp().tolist()
         sequences += (batch.views.weight * change).sum(1).view(2, 4).mean(1).exp().tolist()
