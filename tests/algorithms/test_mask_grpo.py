@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dllm_rl.algorithms import MaskGRPO, Scores
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import fold, sample_keys
 from tests.algorithms.cases import MASK, make_batch, make_material, make_scores
+from tests.e2e import runs
 
 WAY = {"clip_low": 0.2, "clip_high": 0.3}
 
@@ -93,3 +95,15 @@ def test_what_is_visible_neither_counts_nor_learns() -> None:
     assert torch.equal(algorithm.loss(batch, changed).total, algorithm.loss(batch, scores).total)
     (gradient,) = torch.autograd.grad(algorithm.loss(batch, scores).total, scores.logp)
     assert (gradient[visible] == 0).all()
+
+
+@pytest.mark.slow
+def test_it_learns_to_add(tmp_path: Path) -> None:
+    """The quickstart's task, through the real command line: six rollouts, four updates from each."""
+    way = "{type: mask_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0, updates_per_rollout: 4}"
+    changes = ["train.max_steps=24", 'train.save_strategy="no"', "eval.every=0", "eval.limit=500"]
+    recipe, output = runs.ROOT / "recipes/quickstart.yaml", tmp_path / "run"
+    done = runs.launch(recipe, f"algorithm={way}", *changes, f"output={output}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = (line["eval/arithmetic/accuracy"] for line in runs.metrics(output) if "eval/arithmetic/n" in line)
+    assert before < 0.3 and after > 0.6
