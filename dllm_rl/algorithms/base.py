@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.trajectory import Trajectory
     from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
-    from dllm_rl.objectives.reduce import Mean
+    from dllm_rl.objectives.reduce import Report
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,8 @@ class Material:
     advantage: Float[Tensor, " B"] | None = None
     trajectory: Trajectory | None = None
     """How the sequences came to be; None for texts and pairs."""
+    iteration: int = 0
+    """Which of the mu sets of views is to be made, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ class Loss:
     """A sum to be minimised, divided by the exact count of the whole update, and numbers to report."""
 
     total: Float[Tensor, ""]
-    metrics: Mapping[str, Mean]
+    metrics: Mapping[str, Report]
 
 
 Trained = Literal["all", "network", "head"]
@@ -156,3 +158,20 @@ class Algorithm(BaseModel, abc.ABC):
     @abc.abstractmethod
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         """The loss as a pure function of the numbers scored."""
+
+    def estimates(self, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+        """Independent estimates of each sequence's log-probability, nats, from the scores of all the batch's views.
+
+        By default one: the sum over the sequence's views.
+        """
+        per_view = (logp.double() * batch.views.weight).sum(-1)
+        return per_view.new_zeros(len(batch.sequences)).index_add(0, batch.views.row, per_view)[:, None]
+
+    def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
+        """What is reported of a batch and needs its views together, however few a forward takes; `scores` is of all."""
+        from dllm_rl.objectives.reduce import mean_of, variance_of_mean
+
+        estimates = self.estimates(batch, scores.logp)
+        if estimates.shape[1] == 1:
+            return {}
+        return {"likelihood/estimate_variance": mean_of(variance_of_mean(estimates))}

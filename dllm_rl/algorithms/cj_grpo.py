@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from dllm_rl.algorithms.base import Batch, Loss, Material, Scores
-from dllm_rl.algorithms.group_relative import GroupRelative, Terms
+from dllm_rl.algorithms.group_relative import GroupRelative, Terms, pooled
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Int64
@@ -43,8 +43,9 @@ class CJGRPO(GroupRelative):
     )
 
     type: Literal["cj_grpo"] = "cj_grpo"
-    ratio_level: Literal["token", "step"] = "token"
-    """One ratio per token, or one per step from the mean log-ratio of the tokens it wrote."""
+    ratio_level: Literal["token", "step", "sequence"] = "token"
+    """One ratio per token, one per step from the mean log-ratio of the tokens it wrote, or one per completion from the
+    mean log-ratio of all its tokens, weighed as `reduction` weighs them."""
     reduction: Literal["step", "token", "sum"] = "step"
     """Mean over completions of the mean over steps of the mean over a step's tokens (the paper: a token written alone
     weighs as much as many written together), mean over all tokens of the update, or sum over a completion's tokens and
@@ -52,7 +53,7 @@ class CJGRPO(GroupRelative):
 
     @property
     def is_sum_over_views(self) -> bool:
-        return True
+        return self.ratio_level != "sequence"
 
     def scope(self, sequences: Sequences) -> Sequences:
         """The sampler saw the whole canvas."""
@@ -83,6 +84,8 @@ class CJGRPO(GroupRelative):
         return float(batch.views.scored.sum() if self.reduction == "token" else len(batch.sequences))
 
     def loss(self, batch: Batch, scores: Scores) -> Loss:
+        import torch
+
         assert batch.advantage is not None
         views = batch.views.select(scores.view)
         behaviour = self.behaviour_of(batch, scores)
@@ -90,9 +93,9 @@ class CJGRPO(GroupRelative):
         advantage = batch.advantage[views.row]
         terms = Terms(scores.logp, behaviour, advantage, views.scored, weight)
         if self.ratio_level == "step":
-            written = views.scored.sum(-1, keepdim=True)
-            policy, old = ((views.weight * logp).sum(-1, keepdim=True) / written for logp in (scores.logp, behaviour))
-            terms = Terms(policy, old, advantage, written > 0, weight.sum(-1, keepdim=True))
+            terms = pooled(terms, torch.arange(len(views), device=views.row.device), advantage)
+        elif self.ratio_level == "sequence":
+            terms = pooled(terms, views.row, batch.advantage)
         return self.clipped_loss(batch, scores, terms, weight)
 
     def _share(self, batch: Batch, views: Views) -> Float[Tensor, " S"]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
-from dllm_rl.diffusion.trajectory import Trajectory
+from dllm_rl.diffusion.trajectory import Op, Trajectory
 from dllm_rl.diffusion.views import Sequences
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
@@ -120,7 +120,7 @@ class RolloutSource:
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
+        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory), samples)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -137,17 +137,21 @@ def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
 
 
 def _rollout_metrics(
-    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, nfe: Sequence[int]
+    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, trajectory: Trajectory
 ) -> dict[str, Mean]:
     length = sequences.scored.sum(-1).double()
     full = (sequences.scored == sequences.completion).all(-1)
     same = (reward.amax(1) == reward.amin(1)).double()
+    forwards = torch.tensor(trajectory.nfe, dtype=torch.float64, device=length.device)
+    drawn = trajectory.events.op == Op.WRITE
     metrics = {
         "reward/mean": mean_of(reward),
         "reward/zero_variance_groups": mean_of(same),
         "completion/length": mean_of(length),
         "completion/fills_canvas": mean_of(full.double()),
-        "rollout/forwards": mean_of(torch.tensor(nfe, dtype=torch.float64)),
+        "rollout/forwards": mean_of(forwards),
+        "rollout/tokens_per_forward": Mean(length.sum(), forwards.sum()),
+        "rollout/surprisal": mean_of(-trajectory.events.logq[drawn]),
     }
     for name, values in per_function.items():
         given = [value for value in values if value is not None]

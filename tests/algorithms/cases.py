@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
@@ -28,6 +28,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "cj_grpo_step_ratios": CJGRPO(ratio_level="step", clip_low=0.2, clip_high=0.3, kl_estimator="k2"),
     "cj_grpo_token": CJGRPO(reduction="token", kl_coefficient=0),
     "cj_grpo_sum_step_ratios": CJGRPO(reduction="sum", ratio_level="step"),
+    "cj_grpo_sequence_ratios": CJGRPO(reduction="token", ratio_level="sequence", kl_coefficient=0),
+    "mask_grpo": MaskGRPO(updates_per_rollout=3),
+    "mask_grpo_sequence": MaskGRPO(ratio_level="sequence", reduction="token", kl_coefficient=0),
+    "diffu_grpo_sequence_coupled": DiffuGRPO(
+        ratio_level="sequence", corruption={"type": "complementary"}, num_draws=4, kl_coefficient=0
+    ),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 

@@ -65,6 +65,11 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
         assert torch.equal(material.trajectory.keys, fold(keys, "rollout")[part])
         assert torch.equal(material.trajectory.tokens, expected.tokens[part])
     assert harvest.metrics["reward/mean"].value == reward.mean()
+    forwards = sum(expected.nfe)
+    torch.testing.assert_close(
+        harvest.metrics["rollout/tokens_per_forward"].value, torch.tensor(sum(ends) / forwards, dtype=torch.float64)
+    )
+    torch.testing.assert_close(harvest.metrics["rollout/surprisal"].value, -expected.token_behaviour_logp.sum() / 24)
     assert [sample.reward for sample in harvest.samples] == reward.flatten().tolist()
 
 
