@@ -108,6 +108,8 @@ class RolloutSource:
             [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
             _until_end(trajectory),
             _columns(rows),
+            rollout={"forwards": trajectory.nfe, "gen_length": [trajectory.tokens.shape[1]] * len(rows)},
+            group_size=self.num_generations,
             update=update + 1,
         )
         reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(len(visits), -1)
@@ -120,7 +122,7 @@ class RolloutSource:
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
+        return Harvest(material, _rollout_metrics(reward, judged.statistics, sequences, trajectory.nfe), samples)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -137,7 +139,7 @@ def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
 
 
 def _rollout_metrics(
-    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, nfe: Sequence[int]
+    reward: Tensor, statistics: dict[str, list[float]], sequences: Sequences, nfe: Sequence[int]
 ) -> dict[str, Mean]:
     length = sequences.scored.sum(-1).double()
     full = (sequences.scored == sequences.completion).all(-1)
@@ -149,7 +151,4 @@ def _rollout_metrics(
         "completion/fills_canvas": mean_of(full.double()),
         "rollout/forwards": mean_of(torch.tensor(nfe, dtype=torch.float64)),
     }
-    for name, values in per_function.items():
-        given = [value for value in values if value is not None]
-        metrics[f"reward/{name}"] = mean_of(torch.tensor(given, dtype=torch.float64))
-    return metrics
+    return metrics | {name: mean_of(torch.tensor(values, dtype=torch.float64)) for name, values in statistics.items()}

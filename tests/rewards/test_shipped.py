@@ -79,6 +79,7 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
     ),
     ("sudoku.py:solved", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0, 0]),
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    ("speed.py:fewer_forwards", ["", "a", "b"], {}, [-0.02, -0.5, -1.0]),
     (
         "code.py:mbpp",
         ["```python\ndef sum(a, b):\n    return a + b\n```", "def sum(a, b): return a", "3"],
@@ -106,7 +107,8 @@ def test_rewards(
         pytest.skip("this host lets nobody make namespaces")
     text = 'def f(x):\n    """The number after x."""\n' if reference.endswith("humaneval") else "p"
     prompt = [{"role": "user", "content": text}] if chat else text
-    assert panel([prompt] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
+    made = {"forwards": [1, 25, 50], "gen_length": [64] * 3}
+    assert panel([prompt] * 3, completions, [[]] * 3, columns, rollout=made).total == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("reference", "missing"), [("sudoku.py:cells", "puzzle"), ("countdown.py:graded", "numbers")])
