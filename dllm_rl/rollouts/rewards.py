@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from dllm_rl.rollouts.composition import (
     weighted_sum,
 )
 from dllm_rl.rollouts.functions import load_function
+from dllm_rl.shipped import find
 
 __all__ = [
     "RewardFunction",
@@ -33,6 +35,9 @@ __all__ = [
     "load_function",
     "load_reward",
 ]
+
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.py)(?:@\w+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +52,17 @@ class RewardFunction:
 def load_reward(reference: str, base: Path | None = None) -> RewardFunction:
     """The reward function that a recipe names; `rewards/gsm8k.py:correctness` is called gsm8k.correctness.
 
+    `owner/name`, the hub id of a reward model, or the path of a folder that holds one, loads it.
+
     Raises:
-        RecipeError: no such file, module or function, or the hub id of a reward model.
+        RecipeError: no such file, module, function or reward model.
     """
+    folder = find(reference, base)
+    is_folder = folder is not None and folder.is_dir()
+    if is_folder or _HUB_ID.fullmatch(reference):
+        from dllm_rl.rollouts.reward_model import RewardModel
+
+        return RewardFunction(Path(reference).name, RewardModel(str(folder) if is_folder else reference))
     function = load_function(reference, base)
     return RewardFunction(reference.rpartition("/")[2].replace(".py:", ".").replace(":", "."), function)
 
@@ -282,26 +295,28 @@ class RewardPanel:
 
 
 def check_rewards(
-    functions: Sequence[RewardFunction | Callable[..., Any]],
+    panel: RewardPanel,
     rows: Sequence[Mapping[str, Any]],
-    gold: Sequence[str],
+    completions: Sequence[str],
     *,
-    time_limit: float = 60.0,
-) -> dict[str, Values]:
+    prompts: Sequence[str] | None = None,
+    rollout: Mapping[str, Sequence[int]] | None = None,
+) -> RewardResult:
     """What reward functions give for completions written by hand, as a run would call them; `dllm-rl check` shows it.
 
     Args:
         rows: rows of the data with all their columns; `prompt` may be missing.
-        gold: one completion per row. Token ids are empty lists: there is no tokenizer.
+        completions: one per row. Token ids are empty lists: there is no tokenizer.
+        prompts: None: the rows' own.
+        rollout: as for the panel. Rows are groups of one, so per-function normalisation gives zeros.
 
     Raises:
         RewardError: see `RewardPanel`.
     """
     names = [name for name in (rows[0] if rows else ()) if name != "prompt"]
     columns = {name: [row.get(name) for row in rows] for name in names}
-    prompts = [row.get("prompt", "") for row in rows]
-    panel = RewardPanel(functions, time_limit=time_limit)
-    return panel(prompts, gold, [[] for _ in rows], columns).per_function
+    asked = prompts if prompts is not None else [row.get("prompt", "") for row in rows]
+    return panel(asked, completions, [[] for _ in rows], columns, rollout=rollout, group_size=1)
 
 
 def _checked(call: Call, arguments: Mapping[str, Any], time_limit: float, where: str) -> Values:
