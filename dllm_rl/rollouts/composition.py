@@ -70,6 +70,20 @@ def normalized_in_groups(values: Values, group_size: int) -> Values:
     return normalized
 
 
+def statistics(values: Values, group_size: int) -> dict[str, list[float]]:
+    """Numbers whose means tell of one function: what it gives, where it applies, how far it tells a group apart.
+
+    Returns:
+        "": the values given; "/applies": 1 or 0 for each row; "/group_std": the standard deviation in each group.
+    """
+    groups = [values[start : start + group_size] for start in range(0, len(values), group_size)]
+    return {
+        "": [value for value in values if value is not None],
+        "/applies": [float(value is not None) for value in values],
+        "/group_std": [standard_deviation([value for value in group if value is not None]) for group in groups],
+    }
+
+
 def standard_deviation(values: Sequence[float]) -> float:
     """With n - 1; exactly 0 for values that are all equal, or fewer than two."""
     if len(values) < 2 or max(values) == min(values):

@@ -10,7 +10,7 @@ import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, SupportsFloat
 
@@ -21,7 +21,6 @@ from dllm_rl.rollouts.composition import (
     gate_product,
     normalized_in_groups,
     speed_factor,
-    standard_deviation,
     weighted_sum,
 )
 from dllm_rl.rollouts.functions import load_function
@@ -77,8 +76,6 @@ class RewardResult:
     """[B] for each function and gate, without its weight; None where it does not apply."""
     unshaped: list[float]
     """[B]: the weighted sum before gates, speed and normalisation."""
-    statistics: dict[str, list[float]] = field(default_factory=dict)
-    """Numbers whose means are reported, by the name of the metric."""
 
 
 class RewardPanel:
@@ -198,7 +195,7 @@ class RewardPanel:
             total = self._normalized(per_function, group_size)
         else:
             total = self._shaped(per_function, unshaped, facts, prompts, where)
-        return RewardResult(total, per_function, unshaped, self._statistics(per_function, unshaped, group_size))
+        return RewardResult(total, per_function, unshaped)
 
     def _judge(
         self, arguments: dict[str, list[Any]], facts: Mapping[str, Sequence[int]], where: str
@@ -241,7 +238,7 @@ class RewardPanel:
         where: str,
     ) -> list[float]:
         """Gates and speed multiply, so that a completion that is worth nothing gains nothing by them."""
-        if not self.shapes:
+        if not self.gates and self.speed_exponent == 0:
             return unshaped
         for row, value in enumerate(unshaped):
             if value < 0:
@@ -273,25 +270,8 @@ class RewardPanel:
 
     @property
     def shapes(self) -> bool:
-        """Whether gates or speed multiply the weighted sum."""
-        return bool(self.gates) or self.speed_exponent > 0
-
-    def _statistics(
-        self, per_function: dict[str, Values], unshaped: list[float], group_size: int | None
-    ) -> dict[str, list[float]]:
-        """Which metrics there are depends on the settings only: every process must report the same."""
-        found: dict[str, list[float]] = {}
-        for name, values in per_function.items():
-            found[f"reward/{name}"] = [value for value in values if value is not None]
-            found[f"reward/{name}/applies"] = [float(value is not None) for value in values]
-            if group_size is not None:
-                groups = [values[start : start + group_size] for start in range(0, len(values), group_size)]
-                found[f"reward/{name}/group_std"] = [
-                    standard_deviation([value for value in group if value is not None]) for group in groups
-                ]
-        if self.shapes or self.normalization != "none":
-            found["reward/unshaped"] = unshaped
-        return found
+        """Whether totals are anything else than weighted sums."""
+        return bool(self.gates) or self.speed_exponent > 0 or self.normalization != "none"
 
 
 def check_rewards(

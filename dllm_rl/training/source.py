@@ -15,6 +15,7 @@ from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.diffusion.views import Sequences
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
+from dllm_rl.rollouts.composition import statistics
 from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.training.data import Example, PromptRow
@@ -122,7 +123,10 @@ class RolloutSource:
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(reward, judged.statistics, sequences, trajectory.nfe), samples)
+        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe)
+        if self.panel.shapes:
+            metrics["reward/unshaped"] = mean_of(torch.tensor(judged.unshaped, dtype=torch.float64))
+        return Harvest(material, metrics, samples)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -139,7 +143,7 @@ def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
 
 
 def _rollout_metrics(
-    reward: Tensor, statistics: dict[str, list[float]], sequences: Sequences, nfe: Sequence[int]
+    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, nfe: Sequence[int]
 ) -> dict[str, Mean]:
     length = sequences.scored.sum(-1).double()
     full = (sequences.scored == sequences.completion).all(-1)
@@ -151,4 +155,7 @@ def _rollout_metrics(
         "completion/fills_canvas": mean_of(full.double()),
         "rollout/forwards": mean_of(torch.tensor(nfe, dtype=torch.float64)),
     }
-    return metrics | {name: mean_of(torch.tensor(values, dtype=torch.float64)) for name, values in statistics.items()}
+    for name, given in per_function.items():
+        for kind, values in statistics(given, reward.shape[1]).items():
+            metrics[f"reward/{name}{kind}"] = mean_of(torch.tensor(values, dtype=torch.float64))
+    return metrics

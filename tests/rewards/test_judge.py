@@ -96,7 +96,7 @@ def test_unreadable_verdicts_are_counted_logged_and_worth_what_the_user_says(
         panel(["p"] * 2, ["good", "bad"], [[]] * 2, {})
     panel = RewardPanel([_function(judge(server)), lambda completions, **columns: [1.0] * len(completions)])
     result = panel(["p"] * 2, ["good", "bad"], [[]] * 2, {})
-    assert result.total == [1.4, 1.0] and result.statistics["reward/graded/applies"] == [1, 0]
+    assert result.total == [1.4, 1.0] and result.per_function["graded"] == [0.4, None]
 
 
 def _function(asked: Judge) -> Any:

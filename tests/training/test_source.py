@@ -65,6 +65,7 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
         assert torch.equal(material.trajectory.keys, fold(keys, "rollout")[part])
         assert torch.equal(material.trajectory.tokens, expected.tokens[part])
     assert harvest.metrics["reward/mean"].value == reward.mean()
+    assert "reward/unshaped" not in harvest.metrics
     assert [sample.reward for sample in harvest.samples] == reward.flatten().tolist()
 
 
@@ -84,6 +85,7 @@ def test_rewards_see_how_each_completion_was_made_and_speed_shapes_them(tiny: Di
     assert harvest.metrics["reward/mean"].value == pytest.approx(sum(shaped) / 3)
     assert harvest.metrics["reward/unshaped"].value == pytest.approx(0.5)
     assert harvest.metrics["reward/right/group_std"].value == pytest.approx(0.5)
+    assert harvest.metrics["reward/right/applies"].value == 1.0
 
 
 def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:
