@@ -6,13 +6,12 @@ Does not import torch, so that a recipe's rewards can be checked without it.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal
 
 from dllm_rl.errors import RecipeError, RewardError
 from dllm_rl.rollouts.calls import Call, is_async, start, watched
@@ -24,6 +23,7 @@ from dllm_rl.rollouts.composition import (
     weighted_sum,
 )
 from dllm_rl.rollouts.functions import load_function
+from dllm_rl.rollouts.returned import checked, excerpt, refuse_signature, takes
 from dllm_rl.shipped import find
 
 __all__ = [
@@ -201,8 +201,9 @@ class RewardPanel:
         self, arguments: dict[str, list[Any]], facts: Mapping[str, Sequence[int]], where: str
     ) -> dict[str, Values]:
         functions = [*self.functions, *self.gates]
-        seen = {f.name: arguments | {n: list(facts[n]) for n in facts if _names(f.function, n)} for f in functions}
-        _refuse_signatures(functions, seen)
+        seen = {f.name: arguments | {n: list(facts[n]) for n in facts if takes(f.function, n)} for f in functions}
+        for f in functions:
+            refuse_signature(f.name, f.function, seen[f.name])
         with watched(), contextlib.ExitStack() as under_way:
             calls = {f.name: self._start(f, seen[f.name]) for f in functions if is_async(f.function)}
             for call in calls.values():
@@ -210,7 +211,7 @@ class RewardPanel:
             values = {}
             for f in functions:
                 call = calls.get(f.name) or self._start(f, seen[f.name])
-                values[f.name] = _checked(call, arguments, self.time_limit, where)
+                values[f.name] = checked(call, arguments, self.time_limit, where)
             return values
 
     def _start(self, f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Call:
@@ -224,7 +225,7 @@ class RewardPanel:
             if value is None:
                 names = [f.name for f, weight in zip(self.functions, self.weights, strict=True) if weight]
                 raise RewardError(
-                    f"no reward function applies to row {row}{where} (prompt {_excerpt(prompts[row])}): "
+                    f"no reward function applies to row {row}{where} (prompt {excerpt(prompts[row])}): "
                     f"{', '.join(names)} returned None; expected a number from at least one"
                 )
         return [value for value in values if value is not None]
@@ -243,7 +244,7 @@ class RewardPanel:
         for row, value in enumerate(unshaped):
             if value < 0:
                 raise RewardError(
-                    f"the weighted sum of rewards is {value:g} for row {row}{where} (prompt {_excerpt(prompts[row])}), "
+                    f"the weighted sum of rewards is {value:g} for row {row}{where} (prompt {excerpt(prompts[row])}), "
                     "and gates and speed_exponent multiply it: a completion that is worse or slower would be worth "
                     "more. Use rewards that are not negative, or add speed, as rewards/speed.py:fewer_forwards does"
                 )
@@ -251,7 +252,7 @@ class RewardPanel:
             for row, passes in enumerate(per_function[gate.name]):
                 if passes is not None and not 0 <= passes <= 1:
                     raise RewardError(
-                        f"gate {gate.name} returned {passes:g} for row {row}{where} (prompt {_excerpt(prompts[row])}); "
+                        f"gate {gate.name} returned {passes:g} for row {row}{where} (prompt {excerpt(prompts[row])}); "
                         "expected a number from 0 to 1, or None to let it pass"
                     )
         factor = gate_product([per_function[gate.name] for gate in self.gates], len(unshaped))
@@ -299,76 +300,7 @@ def check_rewards(
     return panel(asked, completions, [[] for _ in rows], columns, rollout=rollout, group_size=1)
 
 
-def _checked(call: Call, arguments: Mapping[str, Any], time_limit: float, where: str) -> Values:
-    """A call's result as B numbers or None."""
-    prompts = arguments["prompts"]
-    try:
-        values = call.result()
-    except TimeoutError as error:
-        raise RewardError(
-            f"reward function {call.name} did not return within {time_limit:g} s{where}, for rows 0 to "
-            f"{len(prompts) - 1} (first prompt {_excerpt(prompts[0])}); it is {call.place()}. "
-            "Make it return, or raise reward.time_limit"
-        ) from error
-    except Exception as error:
-        raise RewardError(
-            f"reward function {call.name} raised {type(error).__name__}: {error}{where}, for rows 0 to "
-            f"{len(prompts) - 1} (first prompt {_excerpt(prompts[0])}); {call.raised_at(error)}"
-        ) from error
-    if not isinstance(values, list | tuple):
-        raise RewardError(
-            f"reward function {call.name} returned {type(values).__name__}{where}; expected a list of {len(prompts)} "
-            "numbers or None"
-        )
-    if len(values) != len(prompts):
-        raise RewardError(
-            f"reward function {call.name} returned {len(values)} values for {len(prompts)} rows{where}; "
-            "expected one each"
-        )
-    return [_number(call.name, value, row, prompts[row], where) for row, value in enumerate(values)]
-
-
-def _number(name: str, value: Any, row: int, prompt: Any, where: str) -> float | None:
-    if value is None:
-        return None
-    if not isinstance(value, SupportsFloat) or not math.isfinite(float(value)):
-        raise RewardError(
-            f"reward function {name} returned {value!r} for row {row}{where} (prompt {_excerpt(prompt)}); expected a "
-            "finite number or None"
-        )
-    return float(value)
-
-
-def _refuse_signatures(functions: Sequence[RewardFunction], arguments: Mapping[str, Mapping[str, Any]]) -> None:
-    """Say what a reward function must accept before Python says which keyword it does not."""
-    for f in functions:
-        try:
-            inspect.signature(f.function).bind(**arguments[f.name])
-        except TypeError as error:
-            given = ", ".join(arguments[f.name])
-            raise RewardError(
-                f"reward function {f.name}: {error}. It is called with the keywords {given}; end its "
-                "signature with **columns and name only columns that the data have"
-            ) from error
-        except ValueError:  # a callable without a signature, written in C
-            continue
-
-
-def _names(function: Callable[..., Any], argument: str) -> bool:
-    """Whether a function asks for an argument by name; `**columns` alone asks for the data's columns only."""
-    try:
-        found = inspect.signature(function).parameters.get(argument)
-    except ValueError:  # a callable without a signature, written in C
-        return False
-    return found is not None and found.kind in (found.POSITIONAL_OR_KEYWORD, found.KEYWORD_ONLY)
-
-
 def _named(function: RewardFunction | Callable[..., Any]) -> RewardFunction:
     if isinstance(function, RewardFunction):
         return function
     return RewardFunction(str(getattr(function, "__name__", type(function).__name__)), function)
-
-
-def _excerpt(prompt: Any, length: int = 80) -> str:
-    text = repr(prompt)
-    return text if len(text) <= length else f"{text[: length - 3]}..."
