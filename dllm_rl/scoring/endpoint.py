@@ -5,6 +5,7 @@ Standard library only. Workers are daemon threads, so that a server that hangs k
 
 from __future__ import annotations
 
+import functools
 import http.client
 import json
 import os
@@ -40,6 +41,12 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, *_: Any) -> None:
         return None
+
+
+@functools.cache
+def _opener() -> urllib.request.OpenerDirector:
+    """Made once: it reads certificates and the environment's proxies."""
+    return urllib.request.build_opener(_NoRedirect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +156,7 @@ class Endpoint:
             request.add_unredirected_header("Authorization", f"Bearer {self.key}")
         deadline = time.monotonic() + self.timeout
         try:
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+            with _opener().open(request, timeout=self.timeout) as response:
                 text = _read(response, deadline)
         except urllib.error.HTTPError as error:
             raise self._refusal(url, error) from None
