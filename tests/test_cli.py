@@ -344,7 +344,7 @@ def test_check_tries_the_rewards_on_the_first_rows(
 ) -> None:
     recipe = ROOT / "recipes/diffu_grpo.yaml"
     assert main(["check", str(recipe), f"data.path={gsm8k}"]) == 0
-    assert "gsm8k.correctness [0.0, 0.0]" in capsys.readouterr().out
+    assert "row 1, an empty completion: 0 (gsm8k.correctness 0, " in capsys.readouterr().out
     (tmp_path / "mine.py").write_text("def f(completions, solution, **columns):\n    return [0.0] * len(completions)\n")
     mine = f"reward={tmp_path}/mine.py:f"
     assert main(["check", str(recipe), f"data.path={gsm8k}", mine]) == 2

@@ -109,12 +109,18 @@ class DataSection(Section):
 
 
 class RewardSection(Section):
-    """What a completion is worth: the weighted sum of reward functions."""
+    """What a completion is worth: product of gates * speed ** speed_exponent * weighted sum of functions."""
 
     functions: Annotated[list[str], Field(min_length=1)]
     """Each as file.py:function, a dotted path, or the hub id of a reward model."""
     weights: list[float] | None = None
-    """One factor per function; null: 1 each."""
+    """One factor per function; null: 1 each. A function of weight 0 is only reported."""
+    gates: list[str] = []
+    """Functions whose values, from 0 to 1, multiply the weighted sum."""
+    speed_exponent: Share = 0.0
+    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length."""
+    normalization: Literal["none", "per_function"] = "none"
+    """per_function: each function's values are normalised within a prompt's group before they are weighted (GDPO)."""
     time_limit: Annotated[float, Field(gt=0)] = 60.0
     """Seconds one call of one function may take."""
 
@@ -130,6 +136,11 @@ class RewardSection(Section):
     def _check(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.functions):
             raise ValueError(f"{len(self.weights)} weights for {len(self.functions)} functions; give one each")
+        if self.normalization == "per_function" and (self.gates or self.speed_exponent > 0):
+            raise ValueError(
+                "normalization per_function makes about half of all totals negative, which gates and speed_exponent "
+                "cannot multiply; drop one of the two"
+            )
         return self
 
 

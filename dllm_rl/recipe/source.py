@@ -10,9 +10,10 @@ import torch
 
 from dllm_rl.errors import DataError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.rewards import RewardPanel, load_function
+from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
@@ -90,9 +91,7 @@ def make_source(
     if recipe.rollout is None or recipe.reward is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
     engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
-    panel = RewardPanel.load(
-        recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
-    )
+    panel = make_panel(recipe.reward, base)
     return RolloutSource(
         rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model), device
     )

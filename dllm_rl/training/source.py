@@ -15,6 +15,7 @@ from dllm_rl.diffusion.trajectory import Op, Trajectory
 from dllm_rl.diffusion.views import Sequences
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
+from dllm_rl.rollouts.composition import statistics
 from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.training.data import Example, PromptRow
@@ -108,6 +109,8 @@ class RolloutSource:
             [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
             _until_end(trajectory),
             _columns(rows),
+            rollout={"forwards": trajectory.nfe, "gen_length": [trajectory.tokens.shape[1]] * len(rows)},
+            group_size=self.num_generations,
             update=update + 1,
         )
         reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(len(visits), -1)
@@ -120,7 +123,10 @@ class RolloutSource:
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory), samples)
+        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory)
+        if self.panel.shapes:
+            metrics["reward/unshaped"] = mean_of(torch.tensor(judged.unshaped, dtype=torch.float64))
+        return Harvest(material, metrics, samples)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -153,7 +159,7 @@ def _rollout_metrics(
         "rollout/tokens_per_forward": Mean(length.sum(), forwards.sum()),
         "rollout/surprisal": mean_of(-trajectory.events.logq[drawn]),
     }
-    for name, values in per_function.items():
-        given = [value for value in values if value is not None]
-        metrics[f"reward/{name}"] = mean_of(torch.tensor(given, dtype=torch.float64))
+    for name, given in per_function.items():
+        for kind, values in statistics(given, reward.shape[1]).items():
+            metrics[f"reward/{name}{kind}"] = mean_of(torch.tensor(values, dtype=torch.float64))
     return metrics

@@ -79,6 +79,8 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
     ),
     ("sudoku.py:solved", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0, 0]),
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    ("length.py:overlong", ["", "a", "b"], {}, [0, -0.5, -1]),
+    ("speed.py:fewer_forwards", ["", "a", "b"], {}, [-0.02, -0.5, -1.0]),
     (
         "code.py:mbpp",
         ["```python\ndef sum(a, b):\n    return a + b\n```", "def sum(a, b): return a", "3"],
@@ -106,7 +108,8 @@ def test_rewards(
         pytest.skip("this host lets nobody make namespaces")
     text = 'def f(x):\n    """The number after x."""\n' if reference.endswith("humaneval") else "p"
     prompt = [{"role": "user", "content": text}] if chat else text
-    assert panel([prompt] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
+    made, ids = {"forwards": [1, 25, 50], "gen_length": [80, 80, 64]}, [[5] * length for length in (16, 48, 64)]
+    assert panel([prompt] * 3, completions, ids, columns, rollout=made).total == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("reference", "missing"), [("sudoku.py:cells", "puzzle"), ("countdown.py:graded", "numbers")])
@@ -116,7 +119,8 @@ def test_data_without_the_columns_are_told_which(reference: str, missing: str) -
 
 
 def test_every_shipped_function_is_tested() -> None:
-    tested = {reference for reference, *_ in CASES}
+    over_http = {"judge.py:verdict", "teacher.py:log_likelihood"}  # test_judge.py, test_teacher.py
+    tested = {reference for reference, *_ in CASES} | over_http
     for file in (shipped_root() / "rewards").glob("*.py"):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith("def ") and not line.startswith("def _"):

@@ -70,7 +70,27 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
         harvest.metrics["rollout/tokens_per_forward"].value, torch.tensor(sum(ends) / forwards, dtype=torch.float64)
     )
     torch.testing.assert_close(harvest.metrics["rollout/surprisal"].value, -expected.token_behaviour_logp.sum() / 24)
+    assert "reward/unshaped" not in harvest.metrics
     assert [sample.reward for sample in harvest.samples] == reward.flatten().tolist()
+
+
+def test_rewards_see_how_each_completion_was_made_and_speed_shapes_them(tiny: DiffusionModel) -> None:
+    def right(forwards: list[int], gen_length: list[int], **columns: Any) -> list[float]:
+        assert (forwards, gen_length) == ([2] * 3, [4] * 3)
+        return [1.0, 0.0, 0.5]
+
+    quick = replace(
+        _source(tiny, []),
+        engine=LocalEngine(tiny, RolloutSettings(gen_length=4, steps=2)),
+        panel=RewardPanel([right], speed_exponent=2.0),
+    )
+    harvest = quick.harvest(0, Layout(0, 1, 1, 1), 0)
+    shaped = [1.0 * (3 / 4) ** 2, 0.0, 0.5 * (3 / 4) ** 2]
+    assert [sample.reward for sample in harvest.samples] == shaped
+    assert harvest.metrics["reward/mean"].value == pytest.approx(sum(shaped) / 3)
+    assert harvest.metrics["reward/unshaped"].value == pytest.approx(0.5)
+    assert harvest.metrics["reward/right/group_std"].value == pytest.approx(0.5)
+    assert harvest.metrics["reward/right/applies"].value == 1.0
 
 
 def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:
