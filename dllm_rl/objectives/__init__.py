@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dllm_rl.objectives.reduce import Mean as Mean
     from dllm_rl.objectives.reduce import masked_mean as masked_mean
     from dllm_rl.objectives.reduce import mean_of as mean_of
+    from dllm_rl.objectives.steps import step_advantages as step_advantages
 
 # `kl` is not here: a name cannot be both the module and its function. It is `dllm_rl.objectives.kl.kl`.
 _HOME = {
@@ -30,6 +31,7 @@ _HOME = {
     "Mean": "reduce",
     "masked_mean": "reduce",
     "mean_of": "reduce",
+    "step_advantages": "steps",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,8 @@ def make_source(
     """
     if recipe.rollout is None or recipe.reward is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
-    engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
+    settings = replace(settings_of(recipe.rollout), record_predictions=recipe.algorithm.judges_steps)
+    engine = LocalEngine(model, settings, recipe.rollout.batch_size)
     panel = RewardPanel.load(
         recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
     )

@@ -34,6 +34,11 @@ class PromptRow:
         return prompt_text(self.prompt)
 
 
+def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
+    """Columns as lists, one entry per row, as reward functions take them."""
+    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """A prompt with the completion to learn, or with the chosen and the rejected one, as ids."""
