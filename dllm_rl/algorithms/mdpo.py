@@ -30,9 +30,9 @@ class MDPO(GroupRelative):
         objective = mean over rollouts and kept steps of 1/|M_i| sum over k in M_i of
             c_k [ L/|M_i| min(rho_k A_i, clip(rho_k) A_i) - kl_coefficient * k2_k ].
 
-    Its gradient, on policy, is what is followed (tested by enumeration), and it is not that of the expected reward: the
-    dependence of later canvases on what an earlier step wrote carries none, c_k is a weight without gradient, and the
-    group's standard deviation rescales. docs/mdpo.md has the bias on a toy.
+    On policy, with canvases and A_i held fixed, its gradient is what is followed (tested by enumeration). It is not
+    that of the expected reward: A_i is no sum of later rewards, a step with few hidden tokens counts more (L/|M|^2 a
+    token), so does a token that was likely, and the deviation rescales groups. docs/mdpo.md has the bias on a toy.
 
     Wrong for greedy or truncated rollouts and for block-causal models, which are refused. Judging costs one reward for
     every distinct completion that a rollout's steps predicted.
@@ -99,12 +99,19 @@ class MDPO(GroupRelative):
         _refuse_draws(trajectory)
         row, step = credit.kept.nonzero(as_tuple=True)
         found = replay_predictions(trajectory, material.sequences, row, step + 1)
-        weight = found.behaviour_logp.exp() * found.views.weight if self.confidence_weight else found.views.weight
+        acting = found.views.scored.any(-1).nonzero()[:, 0]  # a step that only revised what stood predicted nothing
+        views, behaviour, row, step = (
+            found.views.select(acting),
+            found.behaviour_logp[acting],
+            row[acting],
+            step[acting],
+        )
+        weight = behaviour.exp() * views.weight if self.confidence_weight else views.weight
         return Batch(
             material.sequences.select(row),
-            replace(found.views, weight=weight, row=torch.arange(len(row), device=row.device)),
+            replace(views, weight=weight, row=torch.arange(len(row), device=row.device)),
             credit.advantage[row, step],
-            found.behaviour_logp,
+            behaviour,
             transform=trajectory.transform,
         )
 
