@@ -30,7 +30,7 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
         DataError: a file, a column or a row cannot be used.
     """
     section = recipe.data
-    rows = _raw_rows(recipe, base)
+    rows = raw_rows(recipe, base)
     if section.map is not None:
         function = load_function(section.map, base)
         rows = [function(row) for row in rows]
@@ -49,7 +49,8 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
     return text_rows(rows, form, rule, eos_id)
 
 
-def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+def raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+    """Rows as the data have them, before `data.map`."""
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":

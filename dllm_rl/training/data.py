@@ -25,6 +25,8 @@ class PromptRow:
     ids: list[int]
     prompt: str | Messages
     columns: Row
+    place: int = 0
+    """Which of the data's rows this is."""
 
     def as_completion(self, text: str) -> str | Messages:
         """A completion in the prompt's own format, as TRL's reward convention has it."""
@@ -187,7 +189,7 @@ def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> li
                 )
             ids = form.ids(prompt)
             columns = {name: value for name, value in row.items() if name != "prompt"}
-            yield PromptRow(ids, prompt, columns), rule.keep(ids, 0, index, form.source)
+            yield PromptRow(ids, prompt, columns, index), rule.keep(ids, 0, index, form.source)
 
     return fitting(convert(), form.source)
 
