@@ -115,12 +115,12 @@ class RolloutSource:
         advantage = self.algorithm.advantages(reward)
         sequences = self.algorithm.scope(trajectory.sequences())
         size = layout.per_device * self.num_generations
-        credit, step_metrics = None, {}
+        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe)
+        credit = None
         if self.algorithm.judges_steps:
             judge = make_judge(self.panel, self.decode, trajectory.eos_ids)
-            credit, step_metrics = credit_steps(
-                self.algorithm, judge, rows, trajectory, self.num_generations, update + 1
-            )
+            credit, more = credit_steps(self.algorithm, judge, rows, trajectory, self.num_generations, update + 1)
+            metrics |= more
         material = [
             Material(
                 sequences.select(part),
@@ -133,8 +133,7 @@ class RolloutSource:
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe)
-        return Harvest(material, metrics | step_metrics, samples)
+        return Harvest(material, metrics, samples)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:

@@ -63,10 +63,7 @@ def credit_steps(
         [torch.tensor(several, dtype=torch.float64) for several in rewards], batch_first=True
     )
     num_steps = torch.tensor(trajectory.nfe)
-    credit = algorithm.step_credit(
-        reward.unflatten(0, (-1, group)),
-        num_steps.unflatten(0, (-1, group)),
-    )
+    credit = algorithm.step_credit(reward.view(-1, group, reward.shape[1]), num_steps.view(-1, group))
     device = trajectory.device
     return StepCredit(credit.advantage.to(device), credit.kept.to(device)), _metrics(reward, num_steps)
 

@@ -28,7 +28,7 @@ WAYS: list[dict[str, Any]] = [
     {"sampler": "rcr", "steps": 3},
     {"sampler": "rcr", "steps": 4, "block_length": 2},
     {"sampler": "threshold", "threshold": 0.5},
-    {"sampler": "entropy", "fixed": [[None, 1, None, None], [2, None, None, 0]] * 10},
+    {"sampler": "entropy", "fixed": [[None, 1, None, None], [2, None, None, 0]] * 4},
     {"sampler": "remdm", "eta": 0.9, "mode": "rescale", "steps": 5},
     {"sampler": "t2t", "threshold": 0.4, "edit": 0.3, "block_length": 2},
     {"sampler": "wino", "block_length": 2},
@@ -44,7 +44,7 @@ def rolled_out(way: int, record: bool = True) -> tuple[Table, Trajectory]:
 def generated(way: dict[str, Any], record: bool = True) -> tuple[Table, Trajectory]:
     model = Table(seed=2, longest=6)
     settings = {"temperature": 1.3, "gen_length": 4, "record_predictions": record, **way}
-    return model, generate(model, [[1, 2], [0]] * 10, **settings)
+    return model, generate(model, [[1, 2], [0]] * 4, **settings)
 
 
 @each_way
@@ -72,7 +72,7 @@ def test_where_a_step_wrote_its_prediction_is_what_was_drawn(way: int) -> None:
 @each_way
 def test_a_prediction_is_the_canvas_before_the_step_and_a_draw_at_every_hidden_position(way: int) -> None:
     model, out = rolled_out(way)
-    assert out.predictions.tokens.shape == out.predictions.logq.shape == (20, out.num_steps, 4)
+    assert out.predictions.tokens.shape == out.predictions.logq.shape == (8, out.num_steps, 4)
     beyond = 0
     for step in range(out.num_steps):
         before = out.completion_canvas(step)
@@ -82,7 +82,7 @@ def test_a_prediction_is_the_canvas_before_the_step_and_a_draw_at_every_hidden_p
         assert not (tokens == out.mask_id).any()
         canvas, drawn = out.canvas(step), torch.cat([out.canvas(step)[:, :2], tokens], dim=1)
         sequences = out.sequences()
-        where = torch.cat([torch.zeros(20, 2, dtype=torch.bool), hidden], dim=1)
+        where = torch.cat([torch.zeros(8, 2, dtype=torch.bool), hidden], dim=1)
         scores = model.score(canvas, drawn, where, sequences.attend, out.transform, prompt=sequences.prompt)
         torch.testing.assert_close(logq, scores.logp[:, 2:], rtol=0, atol=1e-12)
         beyond += int((hidden & (torch.arange(4) >= 2)).sum()) if step == 0 else 0
