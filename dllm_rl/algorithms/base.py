@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Float64, Int64
+    from jaxtyping import Bool, Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.trajectory import Trajectory
     from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
     from dllm_rl.objectives.reduce import Report
+
+
+@dataclass(frozen=True, slots=True)
+class StepCredit:
+    """What each step of B rollouts earned, and which steps are learned from."""
+
+    advantage: Float[Tensor, "B S"]
+    kept: Bool[Tensor, "B S"]
+
+    def select(self, rows: Int64[Tensor, " R"]) -> StepCredit:
+        return StepCredit(self.advantage[rows], self.kept[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +45,8 @@ class Material:
     """How the sequences came to be; None for texts and pairs."""
     iteration: int = 0
     """Which of the mu sets of views is to be made, counted from 0."""
+    credit: StepCredit | None = None
+    """Of the trajectory's steps, for algorithms that judge them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +105,8 @@ class Algorithm(BaseModel, abc.ABC):
     """What it learns from: texts, preference pairs (rows 2i chosen, 2i + 1 rejected) or its own rollouts."""
     citation: ClassVar[str]
     """BibTeX of the paper."""
+    judges_steps: ClassVar[bool] = False
+    """True if it wants a reward for every step's one-step completion, which rollouts then record."""
     head: ClassVar[Literal["planner", "schedule"] | None] = None
     """The policy head that the model must have."""
     learns: ClassVar[Trained] = "all"
@@ -150,6 +165,14 @@ class Algorithm(BaseModel, abc.ABC):
     def advantages(self, reward: Float[Tensor, "P G"]) -> Float[Tensor, "P G"]:
         """Advantages of a prompt's completions. Only asked of algorithms that learn from rollouts."""
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts")
+
+    def step_credit(self, reward: Float[Tensor, "P G S"], num_steps: Int64[Tensor, "P G"]) -> StepCredit:
+        """What the steps of a prompt's completions earned, [P G, S]. Only asked of algorithms that judge steps.
+
+        Args:
+            num_steps: how many steps each rollout took; later rewards mean nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not judge steps")
 
     @abc.abstractmethod
     def count(self, batch: Batch) -> float:

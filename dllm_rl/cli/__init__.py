@@ -1,4 +1,4 @@
-"""``dllm-rl run | check | show | generate | replay | eval | export | cite``.
+"""``dllm-rl run | check | show | generate | replay | eval | export | overdenoised | cite``.
 
 Commands import what they need when they run.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dllm_rl.cli.common import add_sampling, device_of, pairs_of, refuse_unwritable, settings_of
 from dllm_rl.cli.generate import add_generate, generate, replay
+from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
 from dllm_rl.errors import DllmRlError, RecipeError
 
 if TYPE_CHECKING:
@@ -164,6 +165,9 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
     page.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
     _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
+    add_overdenoised(
+        command("overdenoised", overdenoised, "find rows that a model had right on the way to a wrong end")
+    )
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
     export.add_argument("out", metavar="OUT", help="new folder")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dllm_rl.diffusion.trajectory import Op, Trajectory
 from dllm_rl.diffusion.views import Sequences, Views
@@ -17,12 +18,12 @@ _WITHIN_A_STEP = (Op.WRITE, Op.REMASK, Op.EDIT, Op.FIX)
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """R views of B rollouts, one for every forward in which a row wrote something; a row's side by side, in order."""
+    """R views of B rollouts, each what a row looked like before one of its forwards, scored against its draws."""
 
     views: Views
     """Weights are 1."""
     behaviour_logp: Float64[Tensor, "R N"]
-    """Log-probability of each token under the distribution it was drawn from, nats; zero where nothing was written."""
+    """Log-probability of each token under the distribution it was drawn from, nats; zero where nothing is scored."""
     step: Int64[Tensor, " R"]
     """The forward each view was, counted from 1."""
 
@@ -30,8 +31,9 @@ class Replay:
 def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     """Every token of a rollout in the context in which it was drawn, tokens that were overwritten later too.
 
-    Scored under `trajectory.transform` by the weights that wrote it, the views give `behaviour_logp` again (up to
-    rounding, and unless an approximate cache wrote it).
+    One view for every forward in which a row wrote something; a row's side by side, in order. Scored under
+    `trajectory.transform` by the weights that wrote it, they give `behaviour_logp` again (up to rounding, and unless an
+    approximate cache wrote it).
 
     Args:
         sequences: those of the trajectory, possibly with more padding on the left.
@@ -53,6 +55,28 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     tokens = sequences.tokens[row].index_put(cell, drawn.token)
     logq = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device).index_put(cell, drawn.logq)
     return Replay(Views(canvas, scored, scored.double(), row, tokens), logq, step)
+
+
+def replay_predictions(
+    trajectory: Trajectory, sequences: Sequences, row: Int64[Tensor, " R"], step: Int64[Tensor, " R"]
+) -> Replay:
+    """What the network saw of a `row` in forward `step`, scored against its whole prediction of what was hidden.
+
+    Args:
+        trajectory: one that recorded its predictions.
+        sequences: those of the trajectory, possibly with more padding on the left.
+        step: counted from 1, at most the row's last.
+
+    Source: He et al. (MDPO), https://arxiv.org/abs/2508.13148, where the action of a step is the whole completion.
+    """
+    assert trajectory.predictions is not None, "the rollout recorded its predictions"
+    before = sequences.tokens.shape[1] - trajectory.gen_length
+    prompt, completion = sequences.tokens[row, :before], _completions_before(trajectory, row, step)
+    scored = pad(completion == trajectory.mask_id, (before, 0))
+    tokens = torch.cat([prompt, trajectory.predictions.tokens[row, step - 1]], dim=1)
+    logq = pad(trajectory.predictions.logq[row, step - 1], (before, 0))
+    views = Views(torch.cat([prompt, completion], dim=1), scored, scored.double(), row, tokens)
+    return Replay(views, logq, step)
 
 
 def _completions_before(

@@ -73,6 +73,22 @@ class Events:
         return Events(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Events)))
 
 
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The whole completion as it would have stood, had every step written all that was hidden: one-step completions.
+
+    After a row's last forward: its completion, log-probabilities 0.
+    """
+
+    tokens: Int64[Tensor, "B S L"]
+    """What stood before the step, and a draw at every position hidden then, those of later blocks too."""
+    logq: Float64[Tensor, "B S L"]
+    """Log-probability of each draw under the distribution drawn from, nats; 0 where a token stood, NaN when greedy."""
+
+    def select(self, rows: Int64[Tensor, " R"]) -> Predictions:
+        return Predictions(self.tokens[rows], self.logq[rows])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """B completions and how they came to be: an event log; every dense field is derived from it.
@@ -103,6 +119,9 @@ class Trajectory:
     entropy: Float64[Tensor, "B S"] | None = None
     """Mean entropy of the open positions' predictions at each step, nats at temperature 1; NaN after a row's last
     forward. None if it was not measured."""
+    predictions: Predictions | None = None
+    """What every step predicted of all that was hidden; None if it was not recorded. Where the step wrote, it is what
+    was drawn and written."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -229,6 +248,7 @@ class Trajectory:
             events=self.events.of_rows(index, len(self)),
             selection_logp=self.selection_logp[index],
             entropy=None if self.entropy is None else self.entropy[index],
+            predictions=None if self.predictions is None else self.predictions.select(index),
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
         )
@@ -259,6 +279,7 @@ class Trajectory:
             events=Events.concatenate(moved),
             selection_logp=torch.cat([pad(part.selection_logp, (0, steps - part.num_steps)) for part in parts]),
             entropy=_joined_entropies(parts, steps),
+            predictions=_joined_predictions(parts, steps),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
         )
@@ -269,3 +290,14 @@ def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor
     if len(measured) < len(parts):
         return None
     return torch.cat([pad(entropy, (0, steps - entropy.shape[1]), value=float("nan")) for entropy in measured])
+
+
+def _joined_predictions(parts: Sequence[Trajectory], steps: int) -> Predictions | None:
+    recorded = [(part, part.predictions) for part in parts if part.predictions is not None]
+    if len(recorded) < len(parts):
+        return None
+    missing = [steps - part.num_steps for part, _ in recorded]
+    finals = [part.tokens[:, None].expand(-1, more, -1) for (part, _), more in zip(recorded, missing, strict=True)]
+    tokens = [torch.cat([made.tokens, final], dim=1) for (_, made), final in zip(recorded, finals, strict=True)]
+    logq = [pad(made.logq, (0, 0, 0, more)) for (_, made), more in zip(recorded, missing, strict=True)]
+    return Predictions(torch.cat(tokens), torch.cat(logq))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dllm_rl.objectives.reduce import masked_mean as masked_mean
     from dllm_rl.objectives.reduce import mean_of as mean_of
     from dllm_rl.objectives.reduce import variance_of_mean as variance_of_mean
+    from dllm_rl.objectives.steps import step_advantages as step_advantages
 
 # `kl` is not here: a name cannot be both the module and its function. It is `dllm_rl.objectives.kl.kl`.
 _HOME = {
@@ -38,6 +39,7 @@ _HOME = {
     "masked_mean": "reduce",
     "mean_of": "reduce",
     "variance_of_mean": "reduce",
+    "step_advantages": "steps",
 }
 
 

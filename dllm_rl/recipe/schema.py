@@ -282,6 +282,11 @@ class Recipe(Section):
             if (getattr(self, section) is not None) != samples:
                 verb = "samples its data: add" if samples else f"learns from {self.algorithm.source}: remove"
                 raise ValueError(f"{section}: {name} {verb} this section")
+        if self.reward and self.reward.normalization != "none" and self.algorithm.judges_steps:
+            raise ValueError(
+                f"reward.normalization: {name} judges the steps of every completion, and per_function compares whole "
+                "completions; remove it"
+            )
         if (self.model.lora or {}).get("lora_dropout", 0) > 0 and not self.algorithm.allows_dropout:
             raise ValueError(
                 f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "

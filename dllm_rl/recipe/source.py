@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
         DataError: a file, a column or a row cannot be used.
     """
     section = recipe.data
-    rows = _raw_rows(recipe, base)
+    rows = raw_rows(recipe, base)
     if section.map is not None:
         function = load_function(section.map, base)
         rows = [function(row) for row in rows]
@@ -49,7 +50,8 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
     return text_rows(rows, form, rule, eos_id)
 
 
-def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+def raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+    """Rows as the data have them, before `data.map`."""
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":
@@ -90,7 +92,8 @@ def make_source(
     """
     if recipe.rollout is None or recipe.reward is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
-    engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
+    settings = replace(settings_of(recipe.rollout), record_predictions=recipe.algorithm.judges_steps)
+    engine = LocalEngine(model, settings, recipe.rollout.batch_size)
     panel = make_panel(recipe.reward, base)
     return RolloutSource(
         rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model), device

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,8 +18,9 @@ from dllm_rl.rng import fold
 from dllm_rl.rollouts.composition import statistics
 from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.rewards import RewardPanel
-from dllm_rl.training.data import Example, PromptRow
+from dllm_rl.training.data import Example, PromptRow, columns_of
 from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
+from dllm_rl.training.steps import credit_steps, make_judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ class RolloutSource:
             [row.prompt for row in rows],
             [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
             _until_end(trajectory),
-            _columns(rows),
+            columns_of(rows),
             rollout={"forwards": trajectory.nfe, "gen_length": [trajectory.tokens.shape[1]] * len(rows)},
             group_size=self.num_generations,
             update=update + 1,
@@ -117,15 +118,26 @@ class RolloutSource:
         advantage = self.algorithm.advantages(reward)
         sequences = self.algorithm.scope(trajectory.sequences())
         size = layout.per_device * self.num_generations
+        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory)
+        if self.panel.shapes:
+            metrics["reward/unshaped"] = mean_of(torch.tensor(judged.unshaped, dtype=torch.float64))
+        credit = None
+        if self.algorithm.judges_steps:
+            judge = make_judge(self.panel, self.decode, trajectory.eos_ids)
+            credit, more = credit_steps(self.algorithm, judge, rows, trajectory, self.num_generations, update + 1)
+            metrics |= more
         material = [
-            Material(sequences.select(part), keys[part], advantage.flatten()[part], trajectory.select(part.tolist()))
+            Material(
+                sequences.select(part),
+                keys[part],
+                advantage.flatten()[part],
+                trajectory.select(part.tolist()),
+                credit=None if credit is None else credit.select(part),
+            )
             for part in torch.split(torch.arange(len(rows), device=self.device), size)
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        metrics = _rollout_metrics(reward, judged.per_function, sequences, trajectory)
-        if self.panel.shapes:
-            metrics["reward/unshaped"] = mean_of(torch.tensor(judged.unshaped, dtype=torch.float64))
         return Harvest(material, metrics, samples)
 
 
@@ -135,11 +147,6 @@ def _until_end(trajectory: Trajectory) -> list[list[int]]:
         [token for token, kept in zip(tokens, keep, strict=True) if kept]
         for tokens, keep in zip(trajectory.completions, trajectory.written.tolist(), strict=True)
     ]
-
-
-def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
-    """Dataset columns as lists, one entry per completion, as reward functions take them."""
-    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
 
 
 def _rollout_metrics(

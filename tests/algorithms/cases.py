@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, MDPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
@@ -34,13 +34,21 @@ ALGORITHMS: dict[str, Algorithm] = {
     "diffu_grpo_sequence_coupled": DiffuGRPO(
         ratio_level="sequence", corruption={"type": "complementary"}, num_draws=4, kl_coefficient=0
     ),
+    "mdpo": MDPO(kept_steps=2),
+    "mdpo_plain": MDPO(kept_steps=2, confidence_weight=False, level_weight=False, kl_coefficient=0),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
 
 def make_material(algorithm: Algorithm) -> Material:
-    """Four sequences, of different lengths unless they are whole rollouts."""
+    """Four sequences, of different lengths unless they are whole rollouts; or two rollouts, two steps of each kept."""
     prompts, keys = [[1, 2], [1, 2], [3], [3]], sample_keys(3, torch.arange(4))
+    if isinstance(algorithm, MDPO):
+        way = {"sampler": "rcr", "steps": 4, "temperature": 2.0, "record_predictions": True}
+        rollout = generate(SmallDenoiser(seed=2), prompts[:2], gen_length=4, **way)
+        reward = torch.tensor([[[0.0, 1.0, 0.5, 0.25], [0.0, 0.5, 1.0, 0.25]]])
+        credit = algorithm.step_credit(reward, torch.tensor([rollout.nfe]))
+        return Material(rollout.sequences(), keys[:2], trajectory=rollout, credit=credit)
     if isinstance(algorithm, CJGRPO):
         way = {"sampler": "threshold", "threshold": 0.3, "temperature": 2.0}
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch.nn.functional import pad
 
 from dllm_rl.diffusion.likelihood import score_views
-from dllm_rl.diffusion.replay import Replay, replay
+from dllm_rl.diffusion.replay import Replay, replay, replay_predictions
 from dllm_rl.diffusion.trajectory import Events, Op, Trajectory
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.diffusion.views import Sequences
 from dllm_rl.samplers.generate import generate
 from tests.samplers.oracle import Table
 
@@ -45,6 +46,23 @@ def test_scoring_the_views_gives_what_the_rollout_recorded(way: dict) -> None:  
     per_row = torch.zeros(2, dtype=torch.float64).index_add(0, found.views.row, found.behaviour_logp.sum(1))
     tokens = torch.zeros(2, dtype=torch.float64).index_add(0, out.events.row, out.events.logq)
     torch.testing.assert_close(per_row, tokens)
+
+
+@pytest.mark.parametrize("way", [*WAYS, *REVISING], ids=str)
+def test_predictions_are_scored_at_all_that_was_hidden(way: dict) -> None:  # type: ignore[type-arg]
+    model = Table(seed=2, longest=6)
+    out = generate(model, [[1, 2], [0]], gen_length=4, record_predictions=True, **{"temperature": 1.3, **way})
+    row, step = torch.tensor([1, 0, 0]), torch.tensor([out.nfe[1], 1, 2])
+    sequences = Sequences(*(pad(getattr(out.sequences(), part.name), (1, 0)) for part in fields(Sequences)))
+    found = replay_predictions(out, sequences, row, step)
+    for view, (one, at) in enumerate(zip(row.tolist(), step.tolist(), strict=True)):
+        before = out.canvas(at - 1)[one]
+        assert torch.equal(found.views.canvas[view, 1:], before)
+        assert torch.equal(found.views.scored[view, 1:], out.sequences().completion[one] & (before == out.mask_id))
+        assert torch.equal(found.views.tokens[view, -4:], out.predictions.tokens[one, at - 1])
+    scores = score_views(model, sequences, found.views, views_per_forward=2, transform=out.transform)
+    torch.testing.assert_close(scores.logp, found.behaviour_logp, rtol=0, atol=1e-12)
+    assert torch.equal(found.views.weight, found.views.scored.double()) and torch.equal(found.views.row, row)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

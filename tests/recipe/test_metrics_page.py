@@ -19,6 +19,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "diffu_grpo": {"num_draws": 2},
     "cj_grpo": {},
     "mask_grpo": {},
+    "mdpo": {},
 }
 """Settings under which every method logs all it can."""
 
