@@ -9,9 +9,10 @@ from pydantic import Field
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.algorithms.cj_grpo import CJGRPO
 from dllm_rl.algorithms.diffu_grpo import DiffuGRPO
+from dllm_rl.algorithms.igpo import IGPO
 from dllm_rl.algorithms.sft import SFT
 from dllm_rl.algorithms.vrpo import VRPO
 
-AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO | CJGRPO, Field(discriminator="type")]
+AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO | CJGRPO | IGPO, Field(discriminator="type")]
 
-__all__ = ["CJGRPO", "SFT", "VRPO", "Algorithm", "AlgorithmSection", "Batch", "DiffuGRPO", "Loss", "Scores"]
+__all__ = ["CJGRPO", "IGPO", "SFT", "VRPO", "Algorithm", "AlgorithmSection", "Batch", "DiffuGRPO", "Loss", "Scores"]

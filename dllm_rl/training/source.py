@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.trajectory import Trajectory
-from dllm_rl.diffusion.views import Sequences
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
 from dllm_rl.rollouts.engine import RolloutEngine
+from dllm_rl.rollouts.hints import Hint
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.training.data import Example, PromptRow
+from dllm_rl.training.inpaint import Inpainter
+from dllm_rl.training.judged import Judged
 from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
 
 
@@ -92,6 +96,8 @@ class RolloutSource:
     num_generations: int
     decode: Decoder
     device: torch.device
+    inpainter: Inpainter | None = None
+    """Rescues groups that fail; None: they are left as they are."""
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
         visits = [
@@ -101,7 +107,26 @@ class RolloutSource:
         ]
         rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
         keys = visit_keys(self.seed, visits, self.num_generations).to(self.device)
-        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
+        judged = learned = self._roll_out(rows, fold(keys, "rollout"), update=update)
+        more: dict[str, Mean] = {}
+        if self.inpainter is not None:
+            learned, more = self.inpainter.augment(judged, keys, partial(self._roll_out, update=update))
+        advantage = self.algorithm.advantages(learned.reward.view(len(visits), -1)).flatten()
+        sequences = self.algorithm.scope(learned.trajectory.sequences())
+        size = layout.per_device * self.num_generations
+        material = [
+            Material(sequences.select(part), keys[part], advantage[part], learned.trajectory.select(part.tolist()))
+            for part in torch.split(torch.arange(len(rows), device=self.device), size)
+        ]
+        judgements = zip(rows, learned.texts, learned.reward.tolist(), advantage.tolist(), strict=True)
+        samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
+        return Harvest(material, _rollout_metrics(judged, self.num_generations) | more, samples)
+
+    def _roll_out(
+        self, rows: list[PromptRow], keys: Int64[Tensor, " B"], fixed: list[Hint] | None = None, *, update: int
+    ) -> Judged:
+        """Write a completion for each row, around what is given, and judge it."""
+        trajectory = self.engine.generate([row.ids for row in rows], keys, update, fixed=fixed)
         texts = [self.decode(ids) for ids in trajectory.completions]
         judged = self.panel(
             [row.prompt for row in rows],
@@ -110,17 +135,8 @@ class RolloutSource:
             _columns(rows),
             update=update + 1,
         )
-        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(len(visits), -1)
-        advantage = self.algorithm.advantages(reward)
-        sequences = self.algorithm.scope(trajectory.sequences())
-        size = layout.per_device * self.num_generations
-        material = [
-            Material(sequences.select(part), keys[part], advantage.flatten()[part], trajectory.select(part.tolist()))
-            for part in torch.split(torch.arange(len(rows), device=self.device), size)
-        ]
-        judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
-        samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(reward, judged.per_function, sequences, trajectory.nfe), samples)
+        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device)
+        return Judged(rows, trajectory, texts, reward, judged.per_function)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -136,9 +152,10 @@ def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
     return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
 
 
-def _rollout_metrics(
-    reward: Tensor, per_function: dict[str, list[float | None]], sequences: Sequences, nfe: Sequence[int]
-) -> dict[str, Mean]:
+def _rollout_metrics(judged: Judged, num_generations: int) -> dict[str, Mean]:
+    """Of what the policy wrote by itself."""
+    reward = judged.reward.view(-1, num_generations)
+    sequences = judged.trajectory.sequences()
     length = sequences.scored.sum(-1).double()
     full = (sequences.scored == sequences.completion).all(-1)
     same = (reward.amax(1) == reward.amin(1)).double()
@@ -147,9 +164,9 @@ def _rollout_metrics(
         "reward/zero_variance_groups": mean_of(same),
         "completion/length": mean_of(length),
         "completion/fills_canvas": mean_of(full.double()),
-        "rollout/forwards": mean_of(torch.tensor(nfe, dtype=torch.float64)),
+        "rollout/forwards": mean_of(torch.tensor(judged.trajectory.nfe, dtype=torch.float64)),
     }
-    for name, values in per_function.items():
+    for name, values in judged.per_function.items():
         given = [value for value in values if value is not None]
         metrics[f"reward/{name}"] = mean_of(torch.tensor(given, dtype=torch.float64))
     return metrics
