@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, IGPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
@@ -28,6 +28,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     "cj_grpo_step_ratios": CJGRPO(ratio_level="step", clip_low=0.2, clip_high=0.3, kl_estimator="k2"),
     "cj_grpo_token": CJGRPO(reduction="token", kl_coefficient=0),
     "cj_grpo_sum_step_ratios": CJGRPO(reduction="sum", ratio_level="step"),
+    "igpo": IGPO(entropy_share=0.5),
+    "igpo_token_elbo": IGPO(
+        ratio_level="token", corruption=ELBO, num_draws=3, reduction="token", kl_coefficient=0, entropy_share=0.5
+    ),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
@@ -40,6 +44,10 @@ def make_material(algorithm: Algorithm) -> Material:
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
         assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
         return Material(rollout.sequences(), keys, trajectory=rollout)
+    if isinstance(algorithm, IGPO):
+        hints = [[None, 4, 5, None, 3], [None] * 5, [2, 2, None, None, None], [1, 3, 4, None, 5]]
+        rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=5, sampler="rl", temperature=2.0, fixed=hints)
+        return Material(rollout.sequences(), keys, trajectory=rollout)
     completions = [[4, 5, 0], [5, 0], [1, 2, 3, 0], [4, 0]]
     return Material(sequences_from_ids(prompts, completions, pad_id=0), keys)
 
@@ -51,6 +59,9 @@ def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
     views = batch.views
     generator = torch.Generator().manual_seed(1)
     noise = lambda: -torch.rand(views.canvas.shape, generator=generator, dtype=torch.float64) * 3  # noqa: E731
+    if algorithm.needs_entropy(material):
+        batch = algorithm.filtered(material, batch, -noise() * views.scored)
+        views = batch.views
     if algorithm.source == "rollouts":
         advantage = torch.tensor([0.5, -0.25, 1.0, -2.0], dtype=torch.float64)
         batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else batch.behaviour_logp)
