@@ -187,7 +187,7 @@ def test_behaviour_scores_and_entropies_come_from_one_pass() -> None:
     material = make_material(algorithm)
     batch = algorithm.prepare(material, material.keys, MASK)
     scores = score_with_entropy(denoiser, batch, 3)
-    torch.testing.assert_close(scores.logp, score_all(denoiser, batch, 100))
+    torch.testing.assert_close(scores.logp, score_all(denoiser, batch, 100).logp)
     for view, place in batch.views.scored.nonzero().tolist():
         where = torch.zeros(1, batch.views.canvas.shape[1], dtype=torch.bool)
         where[0, place] = True
