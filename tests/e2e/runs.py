@@ -19,6 +19,18 @@ ACCELERATE = [str(Path(PYTHON).parent / "accelerate"), "launch"]
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 TWO_PROCESSES = ["--config_file", str(ROOT / "recipes/accelerate/ddp_cpu.yaml")]
 
+HINTS = {
+    "reference_column": "rejected",
+    "answer_column": "completion",
+    "unstripped": "keep",
+    "min_chunk": 1,
+    "max_chunk": 2,
+    "min_share": 0.5,
+    "max_share": 1.0,
+    "correct_value": 0.25,
+}
+"""Over the workshop's rows and reward: about half of the groups fail, and hints help."""
+
 REWARD = '''
 import json, os, pathlib
 HERE = pathlib.Path(__file__).parent
@@ -59,7 +71,7 @@ def recipe(folder: Path, algorithm: dict[str, Any], output: str, **train: Any) -
         "train": {"max_steps": 5, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_steps": 2, **train},
         "output": str(folder / output),
     }
-    if algorithm["type"] in ("diffu_grpo", "cj_grpo"):
+    if algorithm["type"] in ("diffu_grpo", "cj_grpo", "igpo"):
         tree["reward"] = {"functions": [f"{folder / 'reward.py'}:digits"]}
         tree["rollout"] = {"num_generations": 4, "gen_length": 8, "steps": 4}
     return tree
