@@ -114,14 +114,16 @@ def make_source(
     panel = RewardPanel.load(
         recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
     )
-    hints, generations = recipe.algorithm.inpainting, recipe.rollout.num_generations
-    inpainter = hints and make_inpainter(
-        hints,
-        recipe.reward.functions,
-        [function.name for function in panel.functions],
-        num_generations=generations,
-        gen_length=recipe.rollout.gen_length,
-    )
+    generations = recipe.rollout.num_generations
+    inpainter = None
+    if recipe.algorithm.inpainting is not None:
+        inpainter = make_inpainter(
+            recipe.algorithm.inpainting,
+            recipe.reward.functions,
+            [function.name for function in panel.functions],
+            num_generations=generations,
+            gen_length=recipe.rollout.gen_length,
+        )
     return RolloutSource(
         rows, seed, engine, panel, recipe.algorithm, generations, decode_until_eos(model), device, inpainter
     )

@@ -115,7 +115,8 @@ class Stretched:
 
     def starts(self, chunks: Sequence[range], trace: int, length: int) -> list[int]:
         stretch = min(max(self.room(length) / trace, 1.0), self.max_stretch)
-        starts, written, left = [], 0, 0
+        starts: list[int] = []
+        written = left = 0
         for chunk in chunks:
             gap = int((chunk.start - left) * stretch)
             start = written + (min(gap, self.max_gap) if starts else gap)

@@ -83,7 +83,7 @@ class Inpainter:
         rescued = replaced.view(-1, self.num_generations).any(1)
         none = torch.zeros(0, dtype=torch.float64)
         correct = none if candidates is None else torch.tensor(self._correct(candidates)).double()
-        given = none if candidates is None else candidates.trajectory.given.double()
+        given = none if candidates is None else candidates.trajectory.given.cpu().double()
         return {
             "inpaint/failed_groups": mean_of(failed.double()),
             "inpaint/rescued_groups": mean_of(rescued[failed].double()),
