@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Bool, Float, Float64, Int64
     from torch import Tensor
 
+    from dllm_rl.algorithms.hints import HintSettings
     from dllm_rl.diffusion.trajectory import Trajectory
     from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
@@ -136,6 +137,11 @@ class Algorithm(BaseModel, abc.ABC):
     def allows_dropout(self) -> bool:
         return False
 
+    @property
+    def inpainting(self) -> HintSettings | None:
+        """How groups that fail are rolled out again with hints; None: they are not."""
+        return None
+
     def trains(self, update: int) -> Trained:
         """What update number `update`, counted from 0, changes, of what the algorithm learns. The rest stays bit for
         bit as it is, its optimiser's state too.
@@ -157,6 +163,19 @@ class Algorithm(BaseModel, abc.ABC):
             keys: those of the material, folded with the iteration.
         """
         return Batch(material.sequences, self.views(material.sequences, keys, mask_id), material.advantage)
+
+    def needs_entropy(self, material: Material) -> bool:
+        """Whether `filtered` is to be asked once the views of this material are drawn."""
+        return False
+
+    def filtered(self, material: Material, batch: Batch, entropy: Float[Tensor, "R N"]) -> Batch:
+        """The batch without what is not to be learned; what it leaves unscored gets no gradient.
+
+        Args:
+            material: what the batch was prepared from.
+            entropy: of the policy's distribution at each view's scored positions, nats; zero elsewhere.
+        """
+        return batch
 
     def iteration_index(self, iteration: int, micro_batch: int, num_micro_batches: int) -> int:
         """Which of the mu sets of views a micro-batch uses in an iteration."""

@@ -61,7 +61,7 @@ def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:
     if not recipe.data.path.endswith(LOCAL):
         return []
     rows = read_rows(find(recipe.data.path, base) or recipe.data.path)[:ROWS]
-    return [change(row) for row in rows] if change else rows
+    return [made for row in rows if (made := change(row)) is not None] if change else rows
 
 
 def _prompt(recipe: Recipe, row: dict[str, Any]) -> str:

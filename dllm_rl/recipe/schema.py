@@ -99,11 +99,14 @@ class DataSection(Section):
     system: str | None = None
     """System message put before every prompt."""
     map: str | None = None
-    """As file.py:function, from a row (a dict) to the dict of columns that replaces it."""
+    """As file.py:function, from a row (a dict) to the dict of columns that replaces it, or None: no row."""
     max_prompt_length: Count | None = None
     """Tokens a prompt may have; null: what the model's positions allow."""
+    max_completion_length: Count | None = None
+    """Tokens a completion of the data may have, end of text included; null: what the model's positions allow. In a
+    supervised stage, the gen_length of the rollouts to come: what is longer teaches texts that they would cut."""
     overlong: Literal["error", "drop"] = "error"
-    """What a longer prompt does: stop the run, or be left out, counted and logged. Prompts are never truncated."""
+    """What a longer row does: stop the run, or be left out, counted and logged. Nothing is ever truncated."""
     options: Options = {}
     """Arguments of a procedural source."""
 
@@ -282,11 +285,18 @@ class Recipe(Section):
             if (getattr(self, section) is not None) != samples:
                 verb = "samples its data: add" if samples else f"learns from {self.algorithm.source}: remove"
                 raise ValueError(f"{section}: {name} {verb} this section")
-        if self.reward and self.reward.normalization != "none" and self.algorithm.judges_steps:
+        judges_more = self.algorithm.judges_steps or self.algorithm.inpainting is not None
+        if self.reward and self.reward.normalization != "none" and judges_more:
             raise ValueError(
-                f"reward.normalization: {name} judges the steps of every completion, and per_function compares whole "
-                "completions; remove it"
+                f"reward.normalization: {name} judges more than one completion per rollout, and per_function compares "
+                "the rollouts of a prompt; remove it"
             )
+        if samples and self.data.max_completion_length is not None:
+            raise ValueError(f"data.max_completion_length: {name} writes its completions; rollout.gen_length says it")
+        hints = self.algorithm.inpainting
+        if hints is not None and self.reward is not None and self.rollout is not None:
+            hints.correct_index(self.reward.functions)
+            hints.most_replaced(self.rollout.num_generations)
         if (self.model.lora or {}).get("lora_dropout", 0) > 0 and not self.algorithm.allows_dropout:
             raise ValueError(
                 f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "

@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
@@ -27,6 +29,13 @@ class Group:
 
     view: Tensor
     padding: bool = False
+
+
+class EntropyScores(NamedTuple):
+    """Log-probabilities and entropies, nats."""
+
+    logp: Float[Tensor, "R N"]
+    entropy: Float[Tensor, "R N"]
 
 
 def view_groups(num_views: int, size: int, num_groups: int | None = None) -> list[Group]:
@@ -69,6 +78,21 @@ def _together(parts: list[Scores]) -> Scores:
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
     given = [part.detach() for part in parts if part is not None]
     return torch.cat(given) if given else None
+
+
+def score_with_entropy(denoiser: Denoiser, batch: Batch, size: int) -> EntropyScores:
+    """As `score_all`, with the entropies of the distributions scored under."""
+    with torch.no_grad():
+        scores = score_views(
+            denoiser,
+            batch.sequences,
+            batch.views,
+            views_per_forward=size,
+            transform=batch.transform,
+            entropy=True,
+        )
+    assert scores.entropy is not None, "asked for"
+    return EntropyScores(scores.logp, scores.entropy)
 
 
 def backward(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, MDPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, IGPO, MDPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
@@ -36,6 +36,10 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "mdpo": MDPO(kept_steps=2),
     "mdpo_plain": MDPO(kept_steps=2, confidence_weight=False, level_weight=False, kl_coefficient=0),
+    "igpo": IGPO(entropy_share=0.5),
+    "igpo_token_elbo": IGPO(
+        ratio_level="token", corruption=ELBO, num_draws=3, reduction="token", kl_coefficient=0, entropy_share=0.5
+    ),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
@@ -54,6 +58,10 @@ def make_material(algorithm: Algorithm) -> Material:
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
         assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
         return Material(rollout.sequences(), keys, trajectory=rollout)
+    if isinstance(algorithm, IGPO):
+        hints = [[None, 4, 5, None, 3], [None] * 5, [2, 2, None, None, None], [1, 3, 4, None, 5]]
+        rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=5, sampler="rl", temperature=2.0, fixed=hints)
+        return Material(rollout.sequences(), keys, trajectory=rollout)
     completions = [[4, 5, 0], [5, 0], [1, 2, 3, 0], [4, 0]]
     return Material(sequences_from_ids(prompts, completions, pad_id=0), keys)
 
@@ -65,6 +73,9 @@ def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
     views = batch.views
     generator = torch.Generator().manual_seed(1)
     noise = lambda: -torch.rand(views.canvas.shape, generator=generator, dtype=torch.float64) * 3  # noqa: E731
+    if algorithm.needs_entropy(material):
+        batch = algorithm.filtered(material, batch, -noise() * views.scored)
+        views = batch.views
     if algorithm.source == "rollouts":
         advantage = torch.tensor([0.5, -0.25, 1.0, -2.0], dtype=torch.float64)
         batch = replace(batch, advantage=advantage, behaviour_logp=noise() if moved else batch.behaviour_logp)

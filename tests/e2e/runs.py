@@ -19,6 +19,18 @@ ACCELERATE = [str(Path(PYTHON).parent / "accelerate"), "launch"]
 ONE_PROCESS = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
 TWO_PROCESSES = ["--config_file", str(ROOT / "recipes/accelerate/ddp_cpu.yaml")]
 
+HINTS = {
+    "reference_column": "rejected",
+    "answer_column": "completion",
+    "unstripped": "keep",
+    "min_chunk": 1,
+    "max_chunk": 2,
+    "min_share": 0.5,
+    "max_share": 1.0,
+    "correct_value": 0.25,
+}
+"""Over the workshop's rows and reward: about half of the groups fail, and hints help."""
+
 REWARD = '''
 import json, os, pathlib
 HERE = pathlib.Path(__file__).parent

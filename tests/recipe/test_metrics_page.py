@@ -20,6 +20,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cj_grpo": {},
     "mask_grpo": {},
     "mdpo": {},
+    "igpo": {"hints": runs.HINTS},
 }
 """Settings under which every method logs all it can."""
 

@@ -41,4 +41,5 @@ class SmallDenoiser(nn.Module):
         logits = self._logits(canvas, attend)
         logp = logits.log_softmax(-1) if transform is None else transform.log_probs(logits)
         taken = logp.gather(-1, tokens[..., None])[..., 0]
-        return TokenScores(taken.masked_fill(~where, 0.0), None)
+        spread = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1).masked_fill(~where, 0.0)
+        return TokenScores(taken.masked_fill(~where, 0.0), spread if entropy else None)
