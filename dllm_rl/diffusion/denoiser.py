@@ -138,6 +138,15 @@ class PlanningDenoiser(Denoiser, Protocol):
 
 
 @runtime_checkable
+class SchedulingDenoiser(Denoiser, Protocol):
+    """A denoiser with a schedule head: how to take the next step, from statistics of the present one."""
+
+    def schedule_at(self, features: Float[Tensor, "R F"]) -> Float[Tensor, "R A"]:
+        """Means of the schedule policy's actions, float32; differentiable."""
+        ...
+
+
+@runtime_checkable
 class PairwiseDenoiser(Denoiser, Protocol):
     """A denoiser that can be told, for every pair of positions, whether one may look at the other."""
 

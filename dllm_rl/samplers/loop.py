@@ -14,10 +14,11 @@ from dllm_rl.diffusion.trajectory import Exactness, Op
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_with_shadow
+from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_pair, propose_with_shadow
 from dllm_rl.samplers.propose import Draw, Proposal, draw
 from dllm_rl.samplers.record import Recorder
 from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
+from dllm_rl.samplers.schedule import Schedule
 from dllm_rl.samplers.score import BlindScore, DrawnScore, Score
 from dllm_rl.samplers.select import Choice, Everything, Select
 
@@ -39,6 +40,12 @@ class Sampler:
     """A row is finished when a block that holds one of these is full; the rest is filled with the first of them."""
     measure_entropy: bool = False
     """Record the mean entropy of the open positions at every step."""
+    schedule: Schedule | None = None
+    """Who decides, step by step, about the rule and the distribution; `select` is then what it starts from."""
+
+    def at(self, update: int) -> Sampler:
+        """The sampler of a rollout made after so many updates."""
+        return self if self.schedule is None else replace(self, schedule=self.schedule.at(update))
 
     @property
     def exactness(self) -> Exactness:
@@ -105,6 +112,10 @@ def advance(state: State, sampler: Sampler, mask_id: int) -> State:
 def act(state: State, sight: Sight, sampler: Sampler, mask_id: int) -> State:
     """All that follows from one forward: choose, draw, write, revise, record. The log is continued in place."""
     before, recorder, proposal = state.canvas, state.recorder, sight.proposal
+    if sampler.schedule is not None:
+        plan = sampler.schedule(proposal, before, state.network)
+        proposal, sampler = plan.proposal, replace(sampler, select=plan.select)
+        recorder.scheduled(plan.trace)
     entropy = None
     if sampler.measure_entropy:
         entropy = mean_entropy(proposal, sampler.transform.forbidden_ids, len(before.keys))
@@ -147,7 +158,10 @@ def look(state: State, sampler: Sampler) -> Sight:
         return Sight(everything.select(open_now), everything.select(~open_now))
     if sampler.revise.reads == "shadow":
         return Sight(*propose_with_shadow(network, canvas, eligible, canvas.window & ~canvas.hidden))
-    proposal = propose(network, canvas, eligible, with_plan)
+    if sampler.schedule is not None and sampler.schedule.guides:
+        proposal = propose_pair(network, canvas, eligible)
+    else:
+        proposal = propose(network, canvas, eligible, with_plan)
     return Sight(proposal, proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool)))
 
 
