@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from dllm_rl import rng
 from dllm_rl.diffusion.trajectory import Trajectory
@@ -17,20 +16,7 @@ from dllm_rl.samplers.generate import generate, rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
 from tests.samplers.oracle import Table
-
-
-class Scheduling(Table):
-    """A table with a schedule head: a linear map of the features, zero if not said otherwise."""
-
-    def __init__(self, actions: int = 1, longest: int = 6, weight: Tensor | None = None, bias: float = 0.0) -> None:
-        super().__init__(seed=4, longest=longest)
-        self.weight = torch.zeros(len(FEATURES), actions, dtype=torch.float64) if weight is None else weight
-        self.bias = bias
-        self.shown: list[Tensor] = []
-
-    def schedule_at(self, features: Tensor) -> Tensor:
-        self.shown.append(features)
-        return features @ self.weight + self.bias
+from tests.samplers.schedules import Scheduling, drifting
 
 
 def same_rollouts(one: Trajectory, other: Trajectory) -> None:
@@ -83,9 +69,7 @@ EXPLORING = [
 
 
 def explorer(way) -> Scheduling:
-    actions = len(way["learned"].split())
-    weight = 0.3 * torch.randn(len(FEATURES), actions, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return Scheduling(actions, weight=weight, bias=0.2)
+    return drifting(actions=len(way["learned"].split()))
 
 
 def softplus(x: float) -> float:
