@@ -39,8 +39,8 @@ class ScheduleHead(nn.Module):
         assert isinstance(first, nn.Linear)
         if features.shape[1] != first.in_features:
             raise ModelContractError(
-                f"the schedule head was made for {first.in_features} features and is shown {features.shape[1]}; make it "
-                f"for as many (model.head.features: {features.shape[1]})"
+                f"the schedule head was made for {first.in_features} features and is shown {features.shape[1]}; make "
+                f"it for as many (model.head.features: {features.shape[1]})"
             )
         with torch.autocast(features.device.type, enabled=False):
             means: Tensor = self.layers(features.to(first.weight.dtype))

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, CoGRPO, DiffuGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
 from dllm_rl.samplers.generate import generate
+from tests.samplers.schedules import drifting
 from tests.training.small import SmallDenoiser
 
 MASK = 6
@@ -28,6 +29,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "cj_grpo_step_ratios": CJGRPO(ratio_level="step", clip_low=0.2, clip_high=0.3, kl_estimator="k2"),
     "cj_grpo_token": CJGRPO(reduction="token", kl_coefficient=0),
     "cj_grpo_sum_step_ratios": CJGRPO(reduction="sum", ratio_level="step"),
+    "co_grpo_network": CoGRPO(network_updates=1, schedule_updates=0),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
@@ -35,6 +37,11 @@ ALGORITHMS: dict[str, Algorithm] = {
 def make_material(algorithm: Algorithm) -> Material:
     """Four sequences, of different lengths unless they are whole rollouts."""
     prompts, keys = [[1, 2], [1, 2], [3], [3]], sample_keys(3, torch.arange(4))
+    if isinstance(algorithm, CoGRPO):
+        way = {"sampler": "schedule", "learned": "commit temperature", "temperature": 2.0, "sigma": 1.0}
+        rollout = generate(drifting(actions=2, head=2, longest=5, words=MASK), prompts, gen_length=3, **way)
+        assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
+        return Material(rollout.sequences(), keys, trajectory=rollout)
     if isinstance(algorithm, CJGRPO):
         way = {"sampler": "threshold", "threshold": 0.3, "temperature": 2.0}
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)

@@ -20,7 +20,6 @@ from torch.nn.functional import softplus
 from dllm_rl.algorithms import CJGRPO, CoGRPO, Scores
 from dllm_rl.algorithms.base import Batch, Material
 from dllm_rl.diffusion.ledger import gaussian_logp
-from dllm_rl.diffusion.replay import replay
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.generate import generate

@@ -13,9 +13,15 @@ class Scheduling(Table):
     """A table with a schedule head: a linear map of the features, zero if not said otherwise."""
 
     def __init__(
-        self, actions: int = 1, longest: int = 6, weight: Tensor | None = None, bias: float = 0.0, seed: int = 4
+        self,
+        actions: int = 1,
+        longest: int = 6,
+        weight: Tensor | None = None,
+        bias: float = 0.0,
+        seed: int = 4,
+        words: int = 3,
     ) -> None:
-        super().__init__(seed=seed, longest=longest)
+        super().__init__(seed=seed, words=words, longest=longest)
         self.weight = torch.zeros(len(FEATURES), actions, dtype=torch.float64) if weight is None else weight
         self.bias = bias
 
@@ -23,8 +29,8 @@ class Scheduling(Table):
         return features @ self.weight + self.bias
 
 
-def drifting(actions: int, longest: int = 6, head: int = 1, scale: float = 0.3) -> Scheduling:
+def drifting(actions: int, longest: int = 6, head: int = 1, scale: float = 0.3, words: int = 3) -> Scheduling:
     """One whose head says something."""
     generator = torch.Generator().manual_seed(head)
     weight = scale * torch.randn(len(FEATURES), actions, generator=generator, dtype=torch.float64)
-    return Scheduling(actions, longest, weight, bias=0.2)
+    return Scheduling(actions, longest, weight, bias=0.2, words=words)
