@@ -22,6 +22,8 @@ from dllm_rl.algorithms.base import Batch, Material
 from dllm_rl.diffusion.ledger import gaussian_logp
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import RecipeError
+from dllm_rl.models.policy_head import attach_head
+from dllm_rl.samplers.features import FEATURES
 from dllm_rl.samplers.generate import generate
 from dllm_rl.training.backward import score_all, score_group
 from tests.algorithms.cases import MASK
@@ -70,6 +72,20 @@ def test_tokens_are_scored_at_their_own_steps_temperature_and_guidance(more):
     torch.testing.assert_close(scored(model, batch).logp, batch.behaviour_logp, rtol=0, atol=1e-12)
     if "temperature" in more["learned"]:
         assert len(batch.views.temperature.unique()) > 4
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.6])
+def test_a_real_network_scores_them_so_too(tiny, cfg_scale):
+    """In float32, with a head that moves temperature and guidance from step to step."""
+    learned = "commit temperature" + (" cfg_scale" if cfg_scale else "")
+    attach_head(tiny.network, {"type": "schedule", "features": len(FEATURES), "actions": len(learned.split())})
+    way = {"learned": learned, "cfg_scale": cfg_scale, "gen_length": 6, "sigma": 0.6}
+    rollouts = generate(tiny, [[5, 6, 7], [9]], **{**WAY, **way})
+    batch = batch_of(CoGRPO(**NETWORK), rollouts)
+    torch.testing.assert_close(score_all(tiny, batch, 3).logp.double(), batch.behaviour_logp, rtol=0, atol=1e-6)
+    decisions = batch_of(CoGRPO(**SCHEDULE), rollouts)
+    loss = CoGRPO(**SCHEDULE).loss(decisions, score_all(tiny, decisions, 3))
+    assert float(loss.metrics["schedule/ratio"].value) == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_networks_loss_is_that_of_cj_grpo_on_the_same_rollouts():

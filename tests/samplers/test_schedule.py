@@ -11,10 +11,12 @@ import torch
 from dllm_rl import rng
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import ModelContractError, RecipeError
+from dllm_rl.models.policy_head import attach_head
 from dllm_rl.samplers.features import FEATURES
 from dllm_rl.samplers.generate import generate, rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
+from dllm_rl.toys.families import tiny_llada2
 from tests.samplers.oracle import Table
 from tests.samplers.schedules import Scheduling, drifting
 
@@ -260,3 +262,36 @@ def test_a_model_must_have_a_head_for_what_is_learned():
         generate(Table(longest=5), [[1]], sampler="schedule", gen_length=4)
     with pytest.raises(ModelContractError, match="decides 1 numbers and the sampler's option `learned` names 2"):
         generate(Scheduling(), [[1]], sampler="schedule", gen_length=4, learned="commit temperature")
+
+
+@pytest.mark.parametrize("cfg_scale", [0.0, 0.7])
+def test_a_real_network_with_a_new_head_is_the_manual_sampler_bit_for_bit_too(tiny, cfg_scale):
+    learned = "commit temperature" + (" cfg_scale" if cfg_scale else "")
+    attach_head(tiny.network, {"type": "schedule", "features": len(FEATURES), "actions": len(learned.split())})
+    way = {"gen_length": 8, "steps": 3, "temperature": 0.7, "cfg_scale": cfg_scale}
+    expected = generate(tiny, [[5, 6, 7], [9]], sampler="rl", **way)
+    same_rollouts(generate(tiny, [[5, 6, 7], [9]], sampler="schedule", learned=learned, **way), expected)
+
+
+def test_a_head_that_was_made_for_other_statistics_says_so(tiny):
+    attach_head(tiny.network, {"type": "schedule", "features": 8, "actions": 1})
+    with pytest.raises(ModelContractError, match="made for 8 features and is shown 15"):
+        generate(tiny, [[5]], sampler="schedule", gen_length=4)
+
+
+def test_a_model_without_a_head_says_so(tiny):
+    with pytest.raises(ModelContractError, match="needs a schedule head"):
+        generate(tiny, [[5]], sampler="schedule", gen_length=4)
+
+
+def test_a_cache_shows_the_schedule_the_same_where_it_is_exact():
+    """Both forwards of a guided step go through a cache of their own."""
+    model = tiny_llada2()
+    attach_head(model.network, {"type": "schedule", "features": len(FEATURES), "actions": 2})
+    way = {"sampler": "schedule", "learned": "commit cfg_scale", "cfg_scale": 0.7, "sigma": 0.8, "temperature": 1.0}
+    prompts, length = [[5, 6, 7], [9]], 2 * model.spec.block_size
+    plain = generate(model, prompts, gen_length=length, **way)
+    cached = generate(model, prompts, gen_length=length, cache="block", **way)
+    assert cached.completions == plain.completions
+    torch.testing.assert_close(cached.schedule.cfg_scale, plain.schedule.cfg_scale)
+    torch.testing.assert_close(cached.behaviour_logp, plain.behaviour_logp, rtol=0, atol=1e-3)
