@@ -8,6 +8,7 @@ from pydantic import Field
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.algorithms.cj_grpo import CJGRPO
+from dllm_rl.algorithms.co_grpo import CoGRPO
 from dllm_rl.algorithms.diffu_grpo import DiffuGRPO
 from dllm_rl.algorithms.igpo import IGPO
 from dllm_rl.algorithms.mask_grpo import MaskGRPO
@@ -15,7 +16,9 @@ from dllm_rl.algorithms.mdpo import MDPO
 from dllm_rl.algorithms.sft import SFT
 from dllm_rl.algorithms.vrpo import VRPO
 
-AlgorithmSection = Annotated[SFT | VRPO | DiffuGRPO | CJGRPO | MaskGRPO | MDPO | IGPO, Field(discriminator="type")]
+AlgorithmSection = Annotated[
+    SFT | VRPO | DiffuGRPO | CJGRPO | MaskGRPO | MDPO | IGPO | CoGRPO, Field(discriminator="type")
+]
 
 __all__ = [
     "CJGRPO",
@@ -26,6 +29,7 @@ __all__ = [
     "Algorithm",
     "AlgorithmSection",
     "Batch",
+    "CoGRPO",
     "DiffuGRPO",
     "Loss",
     "MaskGRPO",

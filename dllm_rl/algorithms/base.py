@@ -67,6 +67,10 @@ class Batch:
     """The distribution that everything is scored under; None is the full softmax at temperature 1."""
     selection_logp: Float[Tensor, " R"] | None = None
     """What the rollout recorded, for each view, of the choices that were no tokens: where to write, how to step."""
+    action: Float64[Tensor, "R A"] | None = None
+    """What a schedule policy decided before each view's step, where that is learned from and not the tokens."""
+    sigma: float = 0.0
+    """Standard deviation of those actions."""
 
 
 @dataclass(frozen=True, slots=True)

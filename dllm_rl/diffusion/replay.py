@@ -33,7 +33,7 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
 
     One view for every forward in which a row wrote something; a row's side by side, in order. Scored under
     `trajectory.transform` by the weights that wrote it, they give `behaviour_logp` again (up to rounding, and unless an
-    approximate cache wrote it).
+    approximate cache wrote it). Where a schedule set temperature or guidance step by step, each view has its own.
 
     Args:
         sequences: those of the trajectory, possibly with more padding on the left.
@@ -54,7 +54,19 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     )
     tokens = sequences.tokens[row].index_put(cell, drawn.token)
     logq = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device).index_put(cell, drawn.logq)
-    return Replay(Views(canvas, scored, scored.double(), row, tokens), logq, step)
+    planned = trajectory.schedule
+    temperature, cfg_scale = (
+        (None, None) if planned is None else (_at(planned.temperature, row, step), _at(planned.cfg_scale, row, step))
+    )
+    views = Views(canvas, scored, scored.double(), row, tokens, temperature=temperature, cfg_scale=cfg_scale)
+    return Replay(views, logq, step)
+
+
+def _at(
+    decided: Float64[Tensor, "B S"] | None, row: Int64[Tensor, " R"], step: Int64[Tensor, " R"]
+) -> Float64[Tensor, " R"] | None:
+    """What a schedule decided for each of some forwards, counted from 1."""
+    return None if decided is None else decided[row, step - 1]
 
 
 def replay_predictions(

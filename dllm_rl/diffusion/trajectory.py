@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.diffusion.views import Sequences
@@ -122,6 +123,8 @@ class Trajectory:
     predictions: Predictions | None = None
     """What every step predicted of all that was hidden; None if it was not recorded. Where the step wrote, it is what
     was drawn and written."""
+    schedule: ScheduleTrace | None = None
+    """What a schedule policy decided at each step; None if there was none."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -191,7 +194,8 @@ class Trajectory:
 
     @property
     def behaviour_logp(self) -> Float64[Tensor, " B"]:
-        """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections.
+        """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections; with a
+        schedule policy that explored, the log-density of its actions besides.
 
         NaN when `exactness` is "none". When it is "approximate_cache" this is what the rollout's own network said,
         which is not what scoring the canvases gives.
@@ -199,6 +203,8 @@ class Trajectory:
         if self.exactness == "none":
             return torch.full((len(self),), float("nan"), dtype=torch.float64, device=self.device)
         total = self.selection_logp.sum(dim=1)
+        if self.schedule is not None:
+            total = total + self.schedule.logp.sum(dim=1)
         return total.index_add(0, self.events.row, self.events.logq)
 
     @property
@@ -249,6 +255,7 @@ class Trajectory:
             selection_logp=self.selection_logp[index],
             entropy=None if self.entropy is None else self.entropy[index],
             predictions=None if self.predictions is None else self.predictions.select(index),
+            schedule=None if self.schedule is None else self.schedule.select(index),
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
         )
@@ -261,7 +268,16 @@ class Trajectory:
             ValueError: nothing to join, or the parts differ in how they were sampled.
         """
         manners = {
-            (part.gen_length, part.transform, part.exactness, part.mask_id, part.eos_ids, part.update) for part in parts
+            (
+                part.gen_length,
+                part.transform,
+                part.exactness,
+                part.mask_id,
+                part.eos_ids,
+                part.update,
+                None if part.schedule is None else part.schedule.sigma,
+            )
+            for part in parts
         }
         if len(manners) != 1:
             raise ValueError(
@@ -280,9 +296,15 @@ class Trajectory:
             selection_logp=torch.cat([pad(part.selection_logp, (0, steps - part.num_steps)) for part in parts]),
             entropy=_joined_entropies(parts, steps),
             predictions=_joined_predictions(parts, steps),
+            schedule=_joined_schedules(parts),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
         )
+
+
+def _joined_schedules(parts: Sequence[Trajectory]) -> ScheduleTrace | None:
+    traces = [part.schedule for part in parts if part.schedule is not None]
+    return ScheduleTrace.of_rows(traces) if len(traces) == len(parts) else None
 
 
 def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor, "B S"] | None:

@@ -119,6 +119,7 @@ def rollout(
             sampler that stops at the end of sequence.
         ModelContractError: the model cannot do what the sampler or the policy needs.
     """
+    sampler = sampler.at(update)
     state = begin(model, prompts, sampler, keys, fixed=fixed, policy=policy)
     state = run(state, sampler, model.spec.mask_id, watch)
     return trajectory(state, prompts, model, sampler, policy, update)

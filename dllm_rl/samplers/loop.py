@@ -15,10 +15,11 @@ from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_with_shadow
+from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_pair, propose_with_shadow
 from dllm_rl.samplers.propose import Draw, Proposal, draw
 from dllm_rl.samplers.record import Recorder
 from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
+from dllm_rl.samplers.schedule import Schedule
 from dllm_rl.samplers.score import BlindScore, DrawnScore, Score
 from dllm_rl.samplers.select import Choice, Everything, Select
 
@@ -43,6 +44,8 @@ class Sampler:
     record_predictions: bool = False
     """Record what every step predicts of all that is hidden, later blocks too: `Trajectory.predictions`. The forwards
     stay as many; the rollout stays the same, bit for bit where the head's product does not depend on its size."""
+    schedule: Schedule | None = None
+    """Who decides, step by step, about the rule and the distribution; `select` is then what it starts from."""
 
     def __post_init__(self) -> None:
         if self.record_predictions and self.blocks.aligned:
@@ -50,6 +53,15 @@ class Sampler:
                 "one-step completions are asked for, and a block-causal model cannot predict the blocks after the open "
                 "one; use a model that sees the whole canvas, or a method that does not judge them"
             )
+        if self.record_predictions and self.schedule is not None:
+            raise RecipeError(
+                "one-step completions are asked for, and a schedule changes what they are drawn from step by step; "
+                "choose a sampler without a schedule"
+            )
+
+    def at(self, update: int) -> Sampler:
+        """The sampler of a rollout made after so many updates."""
+        return self if self.schedule is None else replace(self, schedule=self.schedule.at(update))
 
     @property
     def exactness(self) -> Exactness:
@@ -119,6 +131,10 @@ def advance(state: State, sampler: Sampler, mask_id: int) -> State:
 def act(state: State, sight: Sight, sampler: Sampler, mask_id: int) -> State:
     """All that follows from one forward: choose, draw, write, revise, record. The log is continued in place."""
     before, recorder, proposal = state.canvas, state.recorder, sight.proposal
+    if sampler.schedule is not None:
+        plan = sampler.schedule(proposal, before, state.network)
+        proposal, sampler = plan.proposal, replace(sampler, select=plan.select)
+        recorder.scheduled(plan.trace)
     entropy = None
     if sampler.measure_entropy:
         entropy = mean_entropy(proposal, sampler.transform.forbidden_ids, len(before.keys))
@@ -167,7 +183,8 @@ def look(state: State, sampler: Sampler) -> Sight:
     elif sampler.revise.reads == "shadow":
         proposal, opinion = propose_with_shadow(network, canvas, asked, canvas.window & ~canvas.hidden)
     else:
-        proposal = propose(network, canvas, asked, with_plan)
+        guides = sampler.schedule is not None and sampler.schedule.guides
+        proposal = propose_pair(network, canvas, asked) if guides else propose(network, canvas, asked, with_plan)
         opinion = proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool))
     if not sampler.record_predictions:
         return Sight(proposal, opinion)

@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
+from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.trajectory import Events, Exactness, Op, Predictions, Trajectory
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
@@ -21,6 +22,7 @@ class Recorder:
         self._selection_logp: list[Float64[Tensor, " B"]] = []
         self._entropy: list[Float64[Tensor, " B"]] = []
         self._predicted: list[tuple[Int64[Tensor, "B L"], Float64[Tensor, "B L"]]] = []
+        self._schedule: list[ScheduleTrace] = []
 
     def forward(self, selection_logp: Float64[Tensor, " B"], entropy: Float64[Tensor, " B"] | None) -> None:
         """One forward: the log-probability of what was selected and revised, and the mean entropy if measured."""
@@ -31,6 +33,10 @@ class Recorder:
     def predicted(self, tokens: Int64[Tensor, "B L"], logq: Float64[Tensor, "B L"]) -> None:
         """The one-step completions of the last forward and their log-probabilities, as `Predictions` has them."""
         self._predicted.append((tokens, logq))
+
+    def scheduled(self, decision: ScheduleTrace) -> None:
+        """What a schedule policy decided of the coming step."""
+        self._schedule.append(decision)
 
     def written(
         self, canvas: Canvas, row: Int64[Tensor, " C"], position: Int64[Tensor, " C"], logq: Float64[Tensor, " C"]
@@ -76,6 +82,7 @@ class Recorder:
         other._selection_logp = [logp[index] for logp in self._selection_logp]
         other._entropy = [entropy[index] for entropy in self._entropy]
         other._predicted = [(tokens[index], logq[index]) for tokens, logq in self._predicted]
+        other._schedule = [decision.select(index) for decision in self._schedule]
         return other
 
     def finish(
@@ -103,6 +110,7 @@ class Recorder:
             update=update,
             entropy=torch.stack(self._entropy, dim=1) if self._entropy else None,
             predictions=self._predictions(),
+            schedule=ScheduleTrace.of_steps(self._schedule) if self._schedule else None,
         )
 
     def _predictions(self) -> Predictions | None:

@@ -6,11 +6,24 @@ from dataclasses import replace
 
 import torch
 
-from dllm_rl.algorithms import CJGRPO, IGPO, MDPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, MaskGRPO, Scores
+from dllm_rl.algorithms import (
+    CJGRPO,
+    IGPO,
+    MDPO,
+    SFT,
+    VRPO,
+    Algorithm,
+    Batch,
+    CoGRPO,
+    DiffuGRPO,
+    MaskGRPO,
+    Scores,
+)
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.rng import sample_keys
 from dllm_rl.samplers.generate import generate
+from tests.samplers.schedules import drifting
 from tests.training.small import SmallDenoiser
 
 MASK = 6
@@ -40,6 +53,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     "igpo_token_elbo": IGPO(
         ratio_level="token", corruption=ELBO, num_draws=3, reduction="token", kl_coefficient=0, entropy_share=0.5
     ),
+    "co_grpo_network": CoGRPO(network_updates=1, schedule_updates=0),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
@@ -53,6 +67,11 @@ def make_material(algorithm: Algorithm) -> Material:
         reward = torch.tensor([[[0.0, 1.0, 0.5, 0.25], [0.0, 0.5, 1.0, 0.25]]])
         credit = algorithm.step_credit(reward, torch.tensor([rollout.nfe]))
         return Material(rollout.sequences(), keys[:2], trajectory=rollout, credit=credit)
+    if isinstance(algorithm, CoGRPO):
+        way = {"sampler": "schedule", "learned": "commit temperature", "temperature": 2.0, "sigma": 1.0}
+        rollout = generate(drifting(actions=2, head=2, longest=5, words=MASK), prompts, gen_length=3, **way)
+        assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
+        return Material(rollout.sequences(), keys, trajectory=rollout)
     if isinstance(algorithm, CJGRPO):
         way = {"sampler": "threshold", "threshold": 0.3, "temperature": 2.0}
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
