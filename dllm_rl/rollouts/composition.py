@@ -85,8 +85,8 @@ def statistics(values: Values, group_size: int) -> dict[str, list[float]]:
 
 
 def standard_deviation(values: Sequence[float]) -> float:
-    """With n - 1; exactly 0 for values that are all equal, or fewer than two."""
-    if len(values) < 2 or max(values) == min(values):
+    """With n - 1; exactly 0 for values that are all equal, for one and for none."""
+    if not values or max(values) == min(values):
         return 0.0
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))

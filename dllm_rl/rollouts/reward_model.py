@@ -51,7 +51,7 @@ class RewardModel:
             ) from error
         if missing := sorted(loaded["missing_keys"]):
             raise RecipeError(f"{path}: holds no {missing[0]}; expected all weights of a sequence classifier")
-        self.network: Any = network.eval().requires_grad_(False).to(_device())
+        self.network: Any = network.requires_grad_(False).to(_device())
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         """One number per completion, as the model gives it.

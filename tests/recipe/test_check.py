@@ -34,9 +34,11 @@ def test_what_is_in_order_is_told(tmp_path: Path) -> None:
 
 PICKY = """
 def even(completions, answer, **columns):
-    return [float(gold in text and int(gold) % 2 == 0) for text, gold in zip(completions, answer)]
+    return [float(gold == text and int(gold) % 2 == 0) for text, gold in zip(completions, answer)]
 def tagged(completions, **columns):
     return [0.5 if "<answer>" in text else None for text in completions]
+def absent(completions, **columns):
+    return [None] * len(completions)
 def late(completions, forwards, gen_length, **columns):
     return [-float(all(pair == (5, 5) for pair in zip(forwards, gen_length)))] * len(completions)
 """
@@ -46,21 +48,21 @@ def test_rows_whose_own_answer_is_worth_nothing_are_named(tmp_path: Path) -> Non
     (tmp_path / "picky.py").write_text(PICKY)
     file = tmp_path / "gold.jsonl"
     file.write_text("\n".join(json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(4)))
-    functions = ", ".join(f"{tmp_path}/picky.py:{name}" for name in ("even", "tagged", "late"))
+    functions = ", ".join(f"{tmp_path}/picky.py:{name}" for name in ("even", "tagged", "absent", "late"))
     lines = _check(
         tmp_path,
         f"data.path={file}",
         "data.prompt='{question}'",
-        f"reward={{functions: [{functions}], weights: [1, 1, 0]}}",
+        f"reward={{functions: [{functions}], weights: [1, 1, 1, 0]}}",
     )
+    out = "does not apply"
     assert lines[1:] == [
-        "reward: picky.even, picky.tagged, picky.late",
-        "reward: row 0, an empty completion: 0 (picky.even 0, picky.tagged does not apply, picky.late -1)",
-        "reward: row 1, an empty completion: 0 (picky.even 0, picky.tagged does not apply, picky.late -1)",
-        r"reward: row 0, its own answer '<reasoning>\n0\n</reasoning>\n<answer>\n0\n</answer>': 1.5 "
-        "(picky.even 1, picky.tagged 0.5, picky.late -1)",
+        "reward: picky.even, picky.tagged, picky.absent, picky.late",
+        f"reward: row 0, an empty completion: 0 (picky.even 0, picky.tagged {out}, picky.absent {out}, picky.late -1)",
+        f"reward: row 1, an empty completion: 0 (picky.even 0, picky.tagged {out}, picky.absent {out}, picky.late -1)",
+        f"reward: row 0, its own answer '0': 1 (picky.even 1, picky.tagged {out}, picky.absent {out}, picky.late -1)",
         r"reward: row 1, its own answer '<reasoning>\n1\n</reasoning>\n<answer>\n1\n</answer>': 0.5 "
-        "(picky.even 0, picky.tagged 0.5, picky.late -1)",
+        f"(picky.even 0, picky.tagged 0.5, picky.absent {out}, picky.late -1)",
         "reward: picky.even gives the own answers of 2 of 4 rows 0 or less: rows 1, 3",
         "reward: picky.late gives no own answer of 4 rows more than 0",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 
@@ -10,7 +11,7 @@ import pytest
 
 from dllm_rl.errors import RecipeError, RewardError
 from dllm_rl.scoring.endpoint import Endpoint
-from tests.rewards.server import Fault, Server, cut_short, failing, hanging_up, serving
+from tests.rewards.server import Fault, Server, cut_short, failing, hanging_up, send, serving
 
 KEY = "sk-very-secret"
 
@@ -109,6 +110,17 @@ def test_where_nobody_listens_is_told() -> None:
         Endpoint(url, "m", attempts=2, backoff=0.0).post_all("/completions", [{}])
 
 
+def test_requests_are_under_way_together(server: Server) -> None:
+    both = threading.Barrier(2, timeout=20)
+
+    def meets(handler: BaseHTTPRequestHandler) -> None:
+        both.wait()
+        send(handler, 200, b'{"count": 7}')
+
+    server.faults = [meets, meets]
+    assert tokens(endpoint(server, attempts=1, concurrency=2), "a", "b") == [7, 7]
+
+
 def test_one_failure_ends_the_others(server: Server) -> None:
     server.faults = [failing(401)]
     with pytest.raises(RewardError, match="status 401"):
@@ -118,9 +130,10 @@ def test_one_failure_ends_the_others(server: Server) -> None:
 
 def test_keys_are_not_shown() -> None:
     assert KEY not in repr(Endpoint("https://h/v1", "m", KEY))
-    with pytest.raises(RecipeError, match="user name or password") as caught:
-        Endpoint("https://me:hunter2@h/v1", "m")
-    assert "hunter2" not in str(caught.value)
+    for login in ("me:hunter2", ":hunter2", "hunter2"):
+        with pytest.raises(RecipeError, match="user name or password") as caught:
+            Endpoint(f"https://{login}@h/v1", "m")
+        assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000/v1", "ftp://h/v1", "", "http://"])

@@ -36,7 +36,8 @@ def test_the_verdict_is_a_share_of_the_best(server: Server) -> None:
 def test_the_judge_is_asked_what_the_template_says(server: Server) -> None:
     ask = judge(server, "Q {prompt} A {completion} gold {answer} {{json}}", max_tokens=9, options={"seed": 3})
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "6*7?"}]
-    ask([chat, "1+1?"], [[{"role": "assistant", "content": "{answer} 42"}], "2"], {"answer": ["42", "2"]})
+    one = [{"role": "user", "content": "1+1?"}]
+    ask([chat, one], [[{"role": "assistant", "content": "{answer} 42"}], "2"], {"answer": ["42", "2"]})
     assert {body["messages"][0]["content"] for body in server.asked("/v1/chat/completions")} == {
         "Q system: be brief\n\nuser: 6*7? A {answer} 42 gold 42 {json}",
         "Q 1+1? A 2 gold 2 {json}",
@@ -53,7 +54,7 @@ def test_the_judge_is_asked_what_the_template_says(server: Server) -> None:
         ("## verdict: 7/10.", 0.7),
         ("VERDICT : 7.5", 0.75),
         ("Verdict: 7\nAgain.\nVerdict: 7", 0.7),
-        ("<think>Verdict: 2</think>\nVerdict: 7", 0.7),
+        ("<think>\nVerdict: 2\n</think>\nVerdict: 7", 0.7),
         ("Verdict: 0", 0.0),
         ("Verdict: 7\nVerdict: 8", None),
         ("The answer says 'Verdict: 10'.", None),
@@ -114,6 +115,14 @@ def test_equal_questions_are_asked_once_and_unreadable_ones_again(server: Server
     server.judge = lambda question: "Verdict: 1"
     assert asked(["p", "p", "q"], ["a", "odd", "a"], {}) == [0.6, 0.1, 0.1]
     assert len(server.requests) == 5
+
+
+def test_old_verdicts_are_forgotten_first(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dllm_rl.scoring.judge._CACHE_SIZE", 2)
+    asked = judge(server)
+    for texts, total in ((["a", "b", "c"], 3), (["b", "c"], 3), (["a"], 4)):
+        asked(["p"] * len(texts), texts, {})
+        assert asked.num_asked == total
 
 
 def test_faults_that_pass_do_not_show_and_others_end_the_call(server: Server) -> None:

@@ -118,6 +118,13 @@ def test_data_without_the_columns_are_told_which(reference: str, missing: str) -
         RewardPanel.load([f"rewards/{reference}"])(["p"], ["<answer>1</answer>"], [[]], {"question": ["?"]})
 
 
+def test_room_to_spare_is_worth_nothing_and_short_canvases_cost_from_the_first_position() -> None:
+    made = {"forwards": [1] * 4, "gen_length": [80, 80, 32, 32]}
+    ids = [[5] * length for length in (1, 80, 8, 32)]
+    panel = RewardPanel.load(["rewards/length.py:overlong"])
+    assert panel(["p"] * 4, ["c"] * 4, ids, {}, rollout=made).total == [0.0, -1.0, -0.25, -1.0]
+
+
 def test_every_shipped_function_is_tested() -> None:
     over_http = {"judge.py:verdict", "teacher.py:log_likelihood"}  # test_judge.py, test_teacher.py
     tested = {reference for reference, *_ in CASES} | over_http

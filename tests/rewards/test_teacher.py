@@ -109,6 +109,7 @@ def same_index(answer: dict[str, Any]) -> dict[str, Any]:
         (set_logprobs(None, -1.0, math.nan), "gave nan as a log-probability"),
         (set_logprobs(None, -1.0, -math.inf), "gave -inf as a log-probability"),
         (drop_choices, r"answered texts \[0\] of 2"),
+        (lambda a: a | {"choices": a["choices"] + a["choices"][:1]} if "choices" in a else a, r"texts \[1, 0\] of 2"),
         (same_index, r"answered texts \[0\] of 2"),
         (lambda a: a if "tokens" in a else {"choices": [{"index": 0, "text": "ab"}]}, "expected choices with logprobs"),
         (lambda a: a if "tokens" in a else {"error": "no"}, "answered {'error': 'no'}; expected choices"),

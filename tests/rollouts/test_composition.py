@@ -44,6 +44,27 @@ def test_a_function_sees_what_it_names_of_the_rollout() -> None:
     assert result.total == [1.0] * 4
 
 
+def test_what_takes_all_that_is_left_asks_for_nothing() -> None:
+    def odd(completions: list[str], **forwards: Any) -> list[float]:
+        return [float("forwards" in forwards)] * 4
+
+    assert judge(RewardPanel([odd]), rollout=FACTS).total == [0.0] * 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "shapes"),
+    [
+        ({}, False),
+        ({"weights": [2.0]}, False),
+        ({"speed_exponent": 0.5}, True),
+        ({"gates": [giving("g", 1)]}, True),
+        ({"normalization": "per_function"}, True),
+    ],
+)
+def test_whether_totals_are_more_than_sums(settings: dict[str, Any], shapes: bool) -> None:
+    assert RewardPanel([giving("a", 1)], **settings).shapes is shapes
+
+
 def test_a_function_cannot_change_the_count_that_speed_is_made_of() -> None:
     def hides(forwards: list[int], **columns: Any) -> list[float]:
         forwards[:] = [1] * 4

@@ -21,7 +21,7 @@ SHAPE: dict[str, Any] = {
 
 def folder(path: Path, kind: Any = LlamaForSequenceClassification, template: str = "", **changes: Any) -> str:
     torch.manual_seed(0)
-    kind(LlamaConfig(**{**SHAPE, "num_labels": 1, **changes})).save_pretrained(path)
+    kind(LlamaConfig(**{**SHAPE, "num_labels": 1, "attention_dropout": 0.5, **changes})).save_pretrained(path)
     tokenizer = character_tokenizer(chat_template=template)
     tokenizer.chat_template = template or None
     tokenizer.save_pretrained(path)
@@ -56,6 +56,7 @@ def test_a_chat_is_written_in_the_model_s_own_template(tmp_path: Path) -> None:
 
 def test_what_it_cannot_read_is_refused(tmp_path: Path) -> None:
     panel = RewardPanel.load([folder(tmp_path)])
+    assert len(panel(["1"], ["2" * 63], [[]], {}).total) == 1
     with pytest.raises(RewardError, match="a text has 65 tokens; the model reads 64"):
         panel(["1"], ["2" * 64], [[]], {})
     with pytest.raises(RewardError, match="has no chat template"):

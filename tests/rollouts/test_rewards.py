@@ -273,6 +273,7 @@ def test_dotted_paths() -> None:
     ("reference", "message"),
     [
         ("mine.py", "expected mine.py:function"),
+        ("rewards/mine.py", "expected rewards/mine.py:function"),
         ("mine.py:rewrd", "no function 'rewrd' there. Did you mean reward"),
         ("mine.py:zzz", "It has reward"),
         ("mine.py:limit", "no function 'limit'"),

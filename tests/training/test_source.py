@@ -93,6 +93,15 @@ def test_rewards_see_how_each_completion_was_made_and_speed_shapes_them(tiny: Di
     assert harvest.metrics["reward/right/applies"].value == 1.0
 
 
+def test_a_function_is_normalised_within_its_prompt_s_group(tiny: DiffusionModel) -> None:
+    def apart(prompts: list[str], **columns: Any) -> list[float]:
+        return [100.0 * int(prompt[1:]) + place % 3 for place, prompt in enumerate(prompts)]
+
+    source = replace(_source(tiny, []), panel=RewardPanel([apart], normalization="per_function"))
+    harvest = source.harvest(0, Layout(0, 1, 1, 2), 0)
+    assert [sample.reward for sample in harvest.samples] == pytest.approx([-1, 0, 1, -1, 0, 1])
+
+
 def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:
     one = _source(tiny, []).harvest(0, Layout(0, 1, 2, 2), 0)
     two = [_source(tiny, []).harvest(0, Layout(rank, 2, 2, 1), 0) for rank in range(2)]
