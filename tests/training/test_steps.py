@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dllm_rl.algorithms import MDPO
+from dllm_rl.errors import RewardError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rng import fold
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -46,6 +47,12 @@ def test_equal_completions_of_a_row_are_judged_once_and_read_to_the_end_of_text(
     assert asked["ids"] == [[1, 2, 0], [1, 2, 3, 4], [1, 2, 0], [9]]
     assert asked["texts"] == ["120", "1234", "120", "9"]
     assert asked["prompts"] == ["p2", "p2", "p3", "p3"] and asked["answer"] == ["2", "2", "3", "3"]
+
+
+def test_an_error_names_the_update() -> None:
+    judge = make_judge(RewardPanel([lambda **columns: 1.0]), str, eos_ids=())
+    with pytest.raises(RewardError, match="at update 3"):
+        judge(ROWS[:1], [[[1, 2]]], 3)
 
 
 def test_chat_rows_are_judged_as_messages() -> None:
