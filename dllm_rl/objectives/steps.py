@@ -66,9 +66,8 @@ def step_advantages(
     # One group at a time: its numbers are then the same bits whatever groups are beside it.
     for prompt, step in exists.any(1).nonzero().tolist():
         rows = exists[prompt, :, step].nonzero()[:, 0]
-        if len(rows) > 1:
-            compared = group_advantages(value[prompt, rows, step][None], baseline=baseline, scale=scale)
-            advantage[prompt, rows, step] = compared[0]
+        compared = group_advantages(value[prompt, rows, step][None], baseline=baseline, scale=scale)
+        advantage[prompt, rows, step] = compared[0]
     return advantage
 
 
@@ -80,9 +79,9 @@ def telling_steps(advantage: Float64[Tensor, "P G S"], keep: int | None) -> Bool
 
     Source: He et al., MDPO, https://arxiv.org/abs/2508.13148, whose code adds over the rollouts of one process.
     """
-    kept = torch.ones_like(advantage[:, 0], dtype=torch.bool)
+    strength = torch.stack([group.abs().sum(0) for group in advantage]).round(decimals=_DECIMALS)
+    kept = torch.ones_like(strength, dtype=torch.bool)
     if keep is None:
         return kept
-    strength = torch.stack([group.abs().sum(0) for group in advantage]).round(decimals=_DECIMALS)
     order = strength.argsort(dim=-1, descending=True, stable=True)
     return kept.scatter(1, order[:, keep:], False)

@@ -76,6 +76,8 @@ def test_values_that_are_equal_on_paper_are_not_told_apart_by_rounding() -> None
     value = step_values(reward, full(reward))[0, :, 0]
     assert len(set(value.tolist())) > 1, "the case should be one where rounding shows"
     assert not step_advantages(reward, full(reward), scale="group_std")[0, :, 0].any()
+    near, apart = (torch.tensor([[[0.0], [gap]]], dtype=torch.float64) for gap in (2e-13, 3e-13))  # in a value, twice
+    assert not step_advantages(near, full(near)).any() and step_advantages(apart, full(apart)).all()
 
 
 def test_finished_rollouts_are_not_compared_at_later_steps() -> None:
@@ -109,6 +111,7 @@ def test_of_steps_that_tell_as_much_the_first_is_kept() -> None:
     advantage = torch.tensor([[[0.3, 0.1], [-0.2, 0.2], [0.1, -0.3]]], dtype=torch.float64)
     for order in ([0, 1], [1, 0]):
         assert telling_steps(advantage[..., order], 1).tolist() == [[True, False]]
+    assert telling_steps(torch.ones(1, 2, 500, dtype=torch.float64), 8)[0].nonzero()[:, 0].tolist() == list(range(8))
 
 
 def test_a_reward_that_is_no_number_is_refused() -> None:

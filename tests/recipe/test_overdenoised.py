@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import dllm_rl
 from dllm_rl.cli import main
 from dllm_rl.recipe.load import load_recipe
-from dllm_rl.recipe.source import load_data
+from dllm_rl.recipe.source import load_data, make_source, raw_rows
+from dllm_rl.rollouts.engine import LocalEngine
 from dllm_rl.rollouts.text import decode_until_eos
+from dllm_rl.training.source import RolloutSource
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = str(ROOT / "recipes/quickstart.yaml")
@@ -23,12 +24,6 @@ def run(*argv: str | Path) -> int:
     return main(["overdenoised", *map(str, argv), "--device", "cpu"])
 
 
-def rows_of(recipe: Any, count: int) -> list[dict[str, str]]:
-    from dllm_rl.recipe.source import raw_rows
-
-    return raw_rows(recipe, ROOT / "recipes")[:count]
-
-
 def test_the_rows_found_are_right_on_the_way_and_wrong_in_the_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -36,7 +31,7 @@ def test_the_rows_found_are_right_on_the_way_and_wrong_in_the_end(
     assert run(QUICKSTART, FEW, "rollout.sampler=rcr", "--limit", "120", "--batch-size", "50", "--out", out) == 0
     recipe = load_recipe(QUICKSTART, [FEW])
     model = dllm_rl.load_model(str(ROOT / "recipes/weights/arithmetic"))
-    rows, decode = rows_of(recipe, 120), decode_until_eos(model)
+    rows, decode = raw_rows(recipe, ROOT)[:120], decode_until_eos(model)
     prompts = [model.tokenizer(row["prompt"], add_special_tokens=False)["input_ids"] for row in rows]
     found = dllm_rl.generate(model, prompts, sampler="rcr", gen_length=5, record_predictions=True)
     at_the_end = [decode(ids) == row["answer"] for ids, row in zip(found.completions, rows, strict=True)]
@@ -55,6 +50,22 @@ def test_the_rows_found_are_right_on_the_way_and_wrong_in_the_end(
     assert streams.out.strip() == told and "50 rows: " in streams.err
     again = load_recipe(QUICKSTART, [f"data.path={out}", "data.options={}"])
     assert [row.columns["answer"] for row in load_data(again, ROOT, model)] == [row["answer"] for row in lost]
+
+
+def test_what_counts_as_right_can_be_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    for right, told in (("1.5", "0 right at the end, 0 right at some step"), ("0", "9 right at the end, 9 right at")):
+        assert run(QUICKSTART, FEW, "--limit", "9", "--right", right, "--out", out) == 0
+        assert f"9 rows: {told}" in capsys.readouterr().out and out.read_text() == ""
+
+
+@pytest.mark.parametrize("algorithm", ["mdpo", "cj_grpo"])
+def test_rollouts_keep_their_predictions_for_methods_that_judge_them(algorithm: str) -> None:
+    recipe = load_recipe(QUICKSTART, [f"algorithm={{type: {algorithm}}}", FEW])
+    model = dllm_rl.load_model(str(ROOT / "recipes/weights/arithmetic"))
+    source = make_source(recipe, ROOT, load_data(recipe, ROOT, model), model, 0, model.device)
+    assert isinstance(source, RolloutSource) and isinstance(source.engine, LocalEngine)
+    assert source.engine.sampler.record_predictions == (algorithm == "mdpo")
 
 
 def test_rows_are_written_as_the_data_have_them_though_some_are_left_out(tmp_path: Path) -> None:

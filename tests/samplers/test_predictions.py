@@ -30,7 +30,7 @@ WAYS: list[dict[str, Any]] = [
     {"sampler": "threshold", "threshold": 0.5},
     {"sampler": "entropy", "fixed": [[None, 1, None, None], [2, None, None, 0]] * 4},
     {"sampler": "remdm", "eta": 0.9, "mode": "rescale", "steps": 5},
-    {"sampler": "t2t", "threshold": 0.4, "edit": 0.3, "block_length": 2},
+    {"sampler": "t2t", "threshold": 0.4, "edit": 0.8, "block_length": 2},
     {"sampler": "wino", "block_length": 2},
 ]
 each_way = pytest.mark.parametrize("way", range(len(WAYS)), ids=lambda index: str(WAYS[index]))
