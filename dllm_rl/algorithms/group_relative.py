@@ -127,6 +127,8 @@ class GroupRelative(Algorithm):
     def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
         from dllm_rl.objectives.reduce import effective_share
 
+        if batch.views.features is not None:  # decisions of a schedule: no token was scored
+            return super().diagnose(batch, scores)
         log_weight = self.log_weight(batch, scores)
         share = effective_share(log_weight, log_weight.new_ones(log_weight.shape).bool())
         return {**super().diagnose(batch, scores), "policy/ess_sequence": share}

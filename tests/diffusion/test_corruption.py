@@ -160,9 +160,18 @@ def test_fading_out_hides_each_token_as_often_as_its_place_says(share: float, mo
 
 def test_fading_out_always_hides_something_and_refuses_shares_that_it_cannot_keep() -> None:
     one = FadingOut(share=0.5).views(completion_only(1, 50), 1, keys(50), MASK)
-    assert one.scored.all() and (one.weight == 1).all()
-    with pytest.raises(ValueError, match="share is 0.4; expected from 0.5 to 1"):
-        FadingOut(share=0.4)
+    assert one.scored.all() and (one.weight == 1).all() and FadingOut.draws_per_estimate == 1
+    for share in (0.4, 1.1):
+        with pytest.raises(ValueError, match=f"share is {share}; expected from 0.5 to 1"):
+            FadingOut(share=share)
+
+
+def test_the_first_of_two_tokens_is_kept_while_its_noise_is_below_its_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At share 0.75 that chance is a half; what stands exactly on it is hidden."""
+    noise = torch.tensor([0.25, 0.499, 0.5, 0.75], dtype=torch.float64)[:, None, None].expand(-1, 1, 2)
+    deal(monkeypatch, torch.zeros(4, 1), noise)
+    views = FadingOut(share=0.75).views(completion_only(2, 4), 1, keys(4), MASK)
+    assert views.scored.tolist() == [[False, True], [False, True], [True, True], [True, True]]
 
 
 @pytest.mark.parametrize("corruptor", HIDE_SCORED_ONLY, ids=repr)

@@ -78,3 +78,8 @@ def test_the_variance_of_a_mean_is_unbiased() -> None:
     assert float((chance * (samples.mean(1) - mean).square()).sum()) == pytest.approx(
         float((chance * variance_of_mean(samples)).sum()), rel=1e-12
     )
+
+
+def test_reports_of_two_kinds_do_not_add() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        effective_share(torch.zeros(2), torch.ones(2, dtype=torch.bool)) + Mean(torch.tensor(1.0), torch.tensor(1))
