@@ -245,13 +245,14 @@ def test_exploration_falls_with_the_updates_made():
 
 
 def test_a_forked_rollout_keeps_what_was_decided():
-    from dllm_rl.samplers.drivers.best_of import BestOfN
+    from dllm_rl.samplers.drivers.ahead import LookAhead
 
     way = EXPLORING[0]
     model = explorer(way)
     sampler = make_sampler(model.spec, "schedule", way, Request(gen_length=4, temperature=1.0))
-    out = BestOfN(n=3)(model, [[1], [2]], sampler, rng.sample_keys(0, torch.arange(2))).trajectory
+    out = LookAhead(n=3)(model, [[1], [2]], sampler, rng.sample_keys(0, torch.arange(2))).trajectory
     assert out.schedule is not None and out.schedule.action.shape[:2] == out.selection_logp.shape
+    assert (out.schedule.action[:, 0] != 0).all()
 
 
 @pytest.mark.parametrize(
