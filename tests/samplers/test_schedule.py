@@ -12,10 +12,12 @@ from dllm_rl import rng
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import ModelContractError, RecipeError
 from dllm_rl.models.policy_head import attach_head
+from dllm_rl.samplers.canvas import Canvas, blank_canvas
 from dllm_rl.samplers.features import FEATURES
 from dllm_rl.samplers.generate import generate, rollout
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
+from dllm_rl.samplers.schedule import ByThreshold, softened
 from dllm_rl.toys.families import tiny_llada2
 from tests.samplers.oracle import Table
 from tests.samplers.schedules import Scheduling, drifting
@@ -58,6 +60,23 @@ def test_a_new_head_that_explores_nothing_is_the_manual_sampler_bit_for_bit(manu
     same_rollouts(found, expected)
     assert found.schedule is not None and found.schedule.action.abs().max() == 0
     assert found.schedule.logp.abs().max() == 0
+
+
+def test_an_action_of_zero_is_the_manual_value_and_not_what_a_link_and_its_inverse_make_of_it():
+    zero, manual = torch.zeros(1, dtype=torch.float64), [k / 37 for k in range(1, 37)]
+    there_and_back = [
+        (float(torch.nn.functional.softplus(zero + math.log(math.expm1(value)))) != value) for value in manual
+    ]
+    assert any(there_and_back), "rounding should show somewhere"
+    assert [float(softened(value, zero)) for value in manual] == manual
+    assert float(softened(0.0, zero)) == 0.0 and float(softened(0.0, zero + 1)) == 0.0
+    levels = [ByThreshold(value).rule(zero, None, blank()).level for value in manual]
+    assert [float(level) for level in levels] == [math.log(value) for value in manual]
+
+
+def blank() -> Canvas:
+    model = Table(longest=4)
+    return blank_canvas(model, [[1]], torch.zeros(1, 3, dtype=torch.int64), rng.sample_keys(0, torch.arange(1)))
 
 
 EXPLORING = [
@@ -226,13 +245,14 @@ def test_exploration_falls_with_the_updates_made():
 
 
 def test_a_forked_rollout_keeps_what_was_decided():
-    from dllm_rl.samplers.drivers.best_of import BestOfN
+    from dllm_rl.samplers.drivers.ahead import LookAhead
 
     way = EXPLORING[0]
     model = explorer(way)
     sampler = make_sampler(model.spec, "schedule", way, Request(gen_length=4, temperature=1.0))
-    out = BestOfN(n=3)(model, [[1], [2]], sampler, rng.sample_keys(0, torch.arange(2))).trajectory
+    out = LookAhead(n=3)(model, [[1], [2]], sampler, rng.sample_keys(0, torch.arange(2))).trajectory
     assert out.schedule is not None and out.schedule.action.shape[:2] == out.selection_logp.shape
+    assert (out.schedule.action[:, 0] != 0).all()
 
 
 @pytest.mark.parametrize(
