@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dllm_rl.diffusion.trajectory import Op, Trajectory
 from dllm_rl.diffusion.views import Sequences, Views
@@ -25,6 +26,11 @@ class Replay:
     """Log-probability of each token under the distribution it was drawn from, nats; zero where nothing was written."""
     step: Int64[Tensor, " R"]
     """The forward each view was, counted from 1."""
+    open: Bool[Tensor, "R N"] | None = None
+    """Positions that the step could choose from: what was hidden in the block being written. None where the log does
+    not tell: blocks were not recorded, or what was written was hidden again, which may open several."""
+    selection_logp: Float64[Tensor, " R"] | None = None
+    """Log-probability that the step chose the positions it did, nats."""
 
 
 def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
@@ -52,7 +58,25 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     )
     tokens = sequences.tokens[row].index_put(cell, drawn.token)
     logq = torch.zeros(canvas.shape, dtype=torch.float64, device=canvas.device).index_put(cell, drawn.logq)
-    return Replay(Views(canvas, scored, scored.double(), row, tokens), logq, step)
+    return Replay(
+        Views(canvas, scored, scored.double(), row, tokens),
+        logq,
+        step,
+        _open(trajectory, canvas[:, before:], row, before),
+        trajectory.selection_logp[row, step - 1],
+    )
+
+
+def _open(
+    trajectory: Trajectory, completion: Int64[Tensor, "R L"], row: Int64[Tensor, " R"], before: int
+) -> Bool[Tensor, "R N"] | None:
+    """What is hidden in the first block that has anything hidden; tokens given are not, so they are never open."""
+    if trajectory.block_of is None or bool((trajectory.events.op == Op.REMASK).any()):
+        return None
+    hidden = completion == trajectory.mask_id
+    block = trajectory.block_of[row]
+    current = block.masked_fill(~hidden, trajectory.gen_length).amin(dim=1, keepdim=True)
+    return pad(hidden & (block == current), (before, 0))
 
 
 def _completions_before(

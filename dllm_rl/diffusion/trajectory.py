@@ -103,6 +103,11 @@ class Trajectory:
     entropy: Float64[Tensor, "B S"] | None = None
     """Mean entropy of the open positions' predictions at each step, nats at temperature 1; NaN after a row's last
     forward. None if it was not measured."""
+    block_of: Int64[Tensor, "B L"] | None = None
+    """The block of each position, counted from 0 and written in that order. None if it was not recorded."""
+    planner_temperature: float | None = None
+    """What a planner head's logits were divided by before a coin was thrown for every open position. None if it was not
+    such coins that chose the positions."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -231,6 +236,7 @@ class Trajectory:
             entropy=None if self.entropy is None else self.entropy[index],
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
+            block_of=None if self.block_of is None else self.block_of[index],
         )
 
     @staticmethod
@@ -241,7 +247,16 @@ class Trajectory:
             ValueError: nothing to join, or the parts differ in how they were sampled.
         """
         manners = {
-            (part.gen_length, part.transform, part.exactness, part.mask_id, part.eos_ids, part.update) for part in parts
+            (
+                part.gen_length,
+                part.transform,
+                part.exactness,
+                part.mask_id,
+                part.eos_ids,
+                part.update,
+                part.planner_temperature,
+            )
+            for part in parts
         }
         if len(manners) != 1:
             raise ValueError(
@@ -261,7 +276,13 @@ class Trajectory:
             entropy=_joined_entropies(parts, steps),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
+            block_of=_joined_blocks(parts),
         )
+
+
+def _joined_blocks(parts: Sequence[Trajectory]) -> Int64[Tensor, "B L"] | None:
+    recorded = [part.block_of for part in parts if part.block_of is not None]
+    return torch.cat(recorded) if len(recorded) == len(parts) else None
 
 
 def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor, "B S"] | None:

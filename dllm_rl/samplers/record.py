@@ -80,6 +80,7 @@ class Recorder:
         transform: Transform,
         exactness: Exactness,
         update: int,
+        planner_temperature: float | None = None,
     ) -> Trajectory:
         """The trajectory of everything recorded."""
         none = torch.zeros(self._num_rows, 0, dtype=torch.float64, device=canvas.keys.device)
@@ -96,4 +97,6 @@ class Recorder:
             eos_ids=spec.eos_ids,
             update=update,
             entropy=torch.stack(self._entropy, dim=1) if self._entropy else None,
+            block_of=canvas.block_of,
+            planner_temperature=planner_temperature,
         )
