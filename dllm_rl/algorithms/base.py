@@ -51,6 +51,8 @@ class Batch:
     """The distribution that everything is scored under; None is the full softmax at temperature 1."""
     selection_logp: Float[Tensor, " R"] | None = None
     """What the rollout recorded, for each view, of the choices that were no tokens: where to write, how to step."""
+    planner_temperature: float = 1.0
+    """What the rollout divided the planner's logits by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,8 @@ class Algorithm(BaseModel, abc.ABC):
     """BibTeX of the paper."""
     head: ClassVar[Literal["planner", "schedule"] | None] = None
     """The policy head that the model must have."""
+    needs_reward: ClassVar[bool] = True
+    """False for one that learns from rollouts and not from what they are worth."""
     learns: ClassVar[Trained] = "all"
     """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
 

@@ -217,7 +217,7 @@ def trace_of(
                 selection_logp=selection[row],
                 entropy=None if entropy is None else entropy[row],
                 key=str(int(trajectory.keys[row])),
-                blocks=None if blocks is None else blocks[row].unique_consecutive(return_counts=True)[1].tolist(),
+                blocks=None if blocks is None else blocks[row].bincount().tolist(),
             )
             for row, prompt in enumerate(trajectory.prompts)
         ],

@@ -95,14 +95,7 @@ class RolloutSource:
     device: torch.device
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
-        visits = [
-            visit
-            for micro_batch in range(layout.num_micro_batches)
-            for visit in _visits(self.seed, window, layout, micro_batch, len(self.rows))
-        ]
-        rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
-        keys = visit_keys(self.seed, visits, self.num_generations).to(self.device)
-        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
+        rows, keys, trajectory = _answers(self, window, layout, update)
         texts = [self.decode(ids) for ids in trajectory.completions]
         judged = self.panel(
             [row.prompt for row in rows],
@@ -113,13 +106,12 @@ class RolloutSource:
             group_size=self.num_generations,
             update=update + 1,
         )
-        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(len(visits), -1)
+        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device).view(-1, self.num_generations)
         advantage = self.algorithm.advantages(reward)
         sequences = self.algorithm.scope(trajectory.sequences())
-        size = layout.per_device * self.num_generations
         material = [
             Material(sequences.select(part), keys[part], advantage.flatten()[part], trajectory.select(part.tolist()))
-            for part in torch.split(torch.arange(len(rows), device=self.device), size)
+            for part in _micro_batches(self, layout)
         ]
         judgements = zip(rows, texts, reward.flatten().tolist(), advantage.flatten().tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
@@ -127,6 +119,48 @@ class RolloutSource:
         if self.panel.shapes:
             metrics["reward/unshaped"] = mean_of(torch.tensor(judged.unshaped, dtype=torch.float64))
         return Harvest(material, metrics, samples)
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationSource:
+    """Prompts answered by a sampler that is to be imitated; nothing judges the answers."""
+
+    rows: Sequence[PromptRow]
+    seed: int
+    engine: RolloutEngine
+    algorithm: Algorithm
+    num_generations: int
+    device: torch.device
+
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
+        _, keys, trajectory = _answers(self, window, layout, update)
+        sequences = self.algorithm.scope(trajectory.sequences())
+        material = [
+            Material(sequences.select(part), keys[part], trajectory=trajectory.select(part.tolist()))
+            for part in _micro_batches(self, layout)
+        ]
+        forwards = torch.tensor(trajectory.nfe, dtype=torch.float64)
+        return Harvest(material, {"rollout/forwards": mean_of(forwards)})
+
+
+def _answers(
+    source: RolloutSource | DemonstrationSource, window: int, layout: Layout, update: int
+) -> tuple[list[PromptRow], Tensor, Trajectory]:
+    """Rows of a window, each once per completion, the completions' keys, and how they were written."""
+    visits = [
+        visit
+        for micro_batch in range(layout.num_micro_batches)
+        for visit in _visits(source.seed, window, layout, micro_batch, len(source.rows))
+    ]
+    rows = [source.rows[v.row] for v in visits for _ in range(source.num_generations)]
+    keys = visit_keys(source.seed, visits, source.num_generations).to(source.device)
+    return rows, keys, source.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
+
+
+def _micro_batches(source: RolloutSource | DemonstrationSource, layout: Layout) -> tuple[Tensor, ...]:
+    """Which completions of a window each micro-batch holds."""
+    size = layout.per_device * source.num_generations
+    return torch.split(torch.arange(size * layout.num_micro_batches, device=source.device), size)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:

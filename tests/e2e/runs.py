@@ -59,9 +59,12 @@ def recipe(folder: Path, algorithm: dict[str, Any], output: str, **train: Any) -
         "train": {"max_steps": 5, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_steps": 2, **train},
         "output": str(folder / output),
     }
-    if algorithm["type"] in ("diffu_grpo", "cj_grpo"):
+    if algorithm["type"] in ("diffu_grpo", "cj_grpo", "dultra"):
         tree["reward"] = {"functions": [f"{folder / 'reward.py'}:digits"]}
         tree["rollout"] = {"num_generations": 4, "gen_length": 8, "steps": 4}
+    if algorithm["type"] == "dultra":
+        tree["model"]["head"] = {"type": "planner"}
+        tree["rollout"] = {"num_generations": 4, "gen_length": 8, "block_length": 4, "sampler": "planner"}
     return tree
 
 
