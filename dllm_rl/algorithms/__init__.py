@@ -10,14 +10,17 @@ from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
 from dllm_rl.algorithms.cj_grpo import CJGRPO
 from dllm_rl.algorithms.co_grpo import CoGRPO
 from dllm_rl.algorithms.diffu_grpo import DiffuGRPO
+from dllm_rl.algorithms.dultra import DUltra
 from dllm_rl.algorithms.igpo import IGPO
 from dllm_rl.algorithms.mask_grpo import MaskGRPO
 from dllm_rl.algorithms.mdpo import MDPO
+from dllm_rl.algorithms.planner_imitation import PlannerImitation
 from dllm_rl.algorithms.sft import SFT
 from dllm_rl.algorithms.vrpo import VRPO
 
 AlgorithmSection = Annotated[
-    SFT | VRPO | DiffuGRPO | CJGRPO | MaskGRPO | MDPO | IGPO | CoGRPO, Field(discriminator="type")
+    SFT | VRPO | DiffuGRPO | CJGRPO | MaskGRPO | MDPO | IGPO | CoGRPO | DUltra | PlannerImitation,
+    Field(discriminator="type"),
 ]
 
 __all__ = [
@@ -30,8 +33,10 @@ __all__ = [
     "AlgorithmSection",
     "Batch",
     "CoGRPO",
+    "DUltra",
     "DiffuGRPO",
     "Loss",
     "MaskGRPO",
+    "PlannerImitation",
     "Scores",
 ]

@@ -71,6 +71,8 @@ class Batch:
     """What a schedule policy decided before each view's step, where that is learned from and not the tokens."""
     sigma: float = 0.0
     """Standard deviation of those actions."""
+    planner_temperature: float = 1.0
+    """What the rollout divided the planner's logits by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,8 @@ class Algorithm(BaseModel, abc.ABC):
     """True if it wants a reward for every step's one-step completion, which rollouts then record."""
     head: ClassVar[Literal["planner", "schedule"] | None] = None
     """The policy head that the model must have."""
+    needs_reward: ClassVar[bool] = True
+    """False for one that learns from rollouts and not from what they are worth."""
     learns: ClassVar[Trained] = "all"
     """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
 

@@ -26,6 +26,11 @@ class Replay:
     """Log-probability of each token under the distribution it was drawn from, nats; zero where nothing is scored."""
     step: Int64[Tensor, " R"]
     """The forward each view was, counted from 1."""
+    open: Bool[Tensor, "R N"] | None = None
+    """Positions that the step could choose from: what was hidden in the block being written. None where the log does
+    not tell: blocks were not recorded, or what was written was hidden again, which may open several."""
+    selection_logp: Float64[Tensor, " R"] | None = None
+    """Log-probability that the step chose the positions it did, nats."""
 
 
 def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
@@ -58,8 +63,25 @@ def replay(trajectory: Trajectory, sequences: Sequences) -> Replay:
     temperature, cfg_scale = (
         (None, None) if planned is None else (_at(planned.temperature, row, step), _at(planned.cfg_scale, row, step))
     )
-    views = Views(canvas, scored, scored.double(), row, tokens, temperature=temperature, cfg_scale=cfg_scale)
-    return Replay(views, logq, step)
+    return Replay(
+        Views(canvas, scored, scored.double(), row, tokens, temperature=temperature, cfg_scale=cfg_scale),
+        logq,
+        step,
+        _open(trajectory, canvas[:, before:], row, before),
+        trajectory.selection_logp[row, step - 1],
+    )
+
+
+def _open(
+    trajectory: Trajectory, completion: Int64[Tensor, "R L"], row: Int64[Tensor, " R"], before: int
+) -> Bool[Tensor, "R N"] | None:
+    """What is hidden in the first block that has anything hidden; tokens given are not, so they are never open."""
+    if trajectory.block_of is None or bool((trajectory.events.op == Op.REMASK).any()):
+        return None
+    hidden = completion == trajectory.mask_id
+    block = trajectory.block_of[row]
+    current = block.masked_fill(~hidden, trajectory.gen_length).amin(dim=1, keepdim=True)
+    return pad(hidden & (block == current), (before, 0))
 
 
 def _at(

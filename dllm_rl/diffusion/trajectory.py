@@ -125,6 +125,11 @@ class Trajectory:
     was drawn and written."""
     schedule: ScheduleTrace | None = None
     """What a schedule policy decided at each step; None if there was none."""
+    block_of: Int64[Tensor, "B L"] | None = None
+    """The block of each position, counted from 0 and written in that order. None if it was not recorded."""
+    planner_temperature: float | None = None
+    """What a planner head's logits were divided by before a coin was thrown for every open position. None if it was not
+    such coins that chose the positions."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -258,6 +263,7 @@ class Trajectory:
             schedule=None if self.schedule is None else self.schedule.select(index),
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
+            block_of=None if self.block_of is None else self.block_of[index],
         )
 
     @staticmethod
@@ -276,6 +282,7 @@ class Trajectory:
                 part.eos_ids,
                 part.update,
                 None if part.schedule is None else part.schedule.sigma,
+                part.planner_temperature,
             )
             for part in parts
         }
@@ -299,12 +306,18 @@ class Trajectory:
             schedule=_joined_schedules(parts),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
+            block_of=_joined_blocks(parts),
         )
 
 
 def _joined_schedules(parts: Sequence[Trajectory]) -> ScheduleTrace | None:
     traces = [part.schedule for part in parts if part.schedule is not None]
     return ScheduleTrace.of_rows(traces) if len(traces) == len(parts) else None
+
+
+def _joined_blocks(parts: Sequence[Trajectory]) -> Int64[Tensor, "B L"] | None:
+    recorded = [part.block_of for part in parts if part.block_of is not None]
+    return torch.cat(recorded) if len(recorded) == len(parts) else None
 
 
 def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor, "B S"] | None:

@@ -281,9 +281,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         name, samples = self.algorithm.type, self.algorithm.source == "rollouts"
-        for section in ("reward", "rollout"):
-            if (getattr(self, section) is not None) != samples:
-                verb = "samples its data: add" if samples else f"learns from {self.algorithm.source}: remove"
+        for section, wanted in (("reward", samples and self.algorithm.needs_reward), ("rollout", samples)):
+            if (getattr(self, section) is not None) != wanted:
+                source = "what a sampler does, whatever it is worth" if samples else self.algorithm.source
+                verb = "samples its data: add" if wanted else f"learns from {source}: remove"
                 raise ValueError(f"{section}: {name} {verb} this section")
         judges_more = self.algorithm.judges_steps or self.algorithm.inpainting is not None
         if self.reward and self.reward.normalization != "none" and judges_more:

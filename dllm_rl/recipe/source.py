@@ -21,7 +21,7 @@ from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.inpaint import make_inpainter
-from dllm_rl.training.source import ExampleSource, RolloutSource, Source
+from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource, Source
 from dllm_rl.training.traces import with_traces
 
 log = logging.getLogger(__name__)
@@ -111,10 +111,12 @@ def make_source(
         rows: as `load_data` made them.
         device: where the model will be once the trainer has it.
     """
-    if recipe.rollout is None or recipe.reward is None:
+    if recipe.rollout is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
     settings = replace(settings_of(recipe.rollout), record_predictions=recipe.algorithm.judges_steps)
     engine = LocalEngine(model, settings, recipe.rollout.batch_size)
+    if recipe.reward is None:
+        return DemonstrationSource(rows, seed, engine, recipe.algorithm, recipe.rollout.num_generations, device)
     panel = make_panel(recipe.reward, base)
     generations = recipe.rollout.num_generations
     inpainter = None

@@ -157,7 +157,9 @@ def trajectory(
     if policy is not None and not policy.exact and exactness != "none":
         exactness = "approximate_cache"
     given = [list(prompt) for prompt in prompts]
-    return state.recorder.finish(given, state.canvas, model.spec, sampler.transform, exactness, update)
+    return state.recorder.finish(
+        given, state.canvas, model.spec, sampler.transform, exactness, update, sampler.planner_temperature
+    )
 
 
 def _network(model: Denoiser, sampler: Sampler, policy: CachePolicy | None, canvas: Canvas) -> Exact | Cached:

@@ -17,6 +17,7 @@ from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
 from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_pair, propose_with_shadow
 from dllm_rl.samplers.propose import Draw, Proposal, draw
+from dllm_rl.samplers.random_rules import PlannerBernoulli
 from dllm_rl.samplers.record import Recorder
 from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
 from dllm_rl.samplers.schedule import Schedule
@@ -71,6 +72,11 @@ class Sampler:
         if isinstance(self.score, BlindScore) or isinstance(self.select, Everything):
             return "exact"
         return "none" if self.select.random else "exact_with_F"
+
+    @property
+    def planner_temperature(self) -> float | None:
+        """Of the coins that a planner head's logits load; None for any other way to choose positions."""
+        return self.select.temperature if isinstance(self.select, PlannerBernoulli) else None
 
 
 @dataclass(frozen=True, slots=True)

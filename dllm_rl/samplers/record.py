@@ -93,6 +93,7 @@ class Recorder:
         transform: Transform,
         exactness: Exactness,
         update: int,
+        planner_temperature: float | None = None,
     ) -> Trajectory:
         """The trajectory of everything recorded."""
         none = torch.zeros(self._num_rows, 0, dtype=torch.float64, device=canvas.keys.device)
@@ -111,6 +112,8 @@ class Recorder:
             entropy=torch.stack(self._entropy, dim=1) if self._entropy else None,
             predictions=self._predictions(),
             schedule=ScheduleTrace.of_steps(self._schedule) if self._schedule else None,
+            block_of=canvas.block_of,
+            planner_temperature=planner_temperature,
         )
 
     def _predictions(self) -> Predictions | None:

@@ -102,20 +102,13 @@ class RolloutSource:
     """Rescues groups that fail; None: they are left as they are."""
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
-        visits = [
-            visit
-            for micro_batch in range(layout.num_micro_batches)
-            for visit in _visits(self.seed, window, layout, micro_batch, len(self.rows))
-        ]
-        rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
-        keys = visit_keys(self.seed, visits, self.num_generations).to(self.device)
+        rows, keys = _asked(self, window, layout)
         judged = learned = self._roll_out(rows, fold(keys, "rollout"), update=update)
         more: dict[str, Mean] = {}
         if self.inpainter is not None:
             learned, more = self.inpainter.augment(judged, keys, partial(self._roll_out, update=update))
-        advantage = self.algorithm.advantages(learned.reward.view(len(visits), -1)).flatten()
+        advantage = self.algorithm.advantages(learned.reward.view(-1, self.num_generations)).flatten()
         sequences = self.algorithm.scope(learned.trajectory.sequences())
-        size = layout.per_device * self.num_generations
         metrics = _rollout_metrics(judged, self.num_generations) | more
         if self.panel.shapes:
             metrics["reward/unshaped"] = mean_of(judged.unshaped)
@@ -134,7 +127,7 @@ class RolloutSource:
                 learned.trajectory.select(part.tolist()),
                 credit=None if credit is None else credit.select(part),
             )
-            for part in torch.split(torch.arange(len(rows), device=self.device), size)
+            for part in _micro_batches(self, layout)
         ]
         judgements = zip(rows, learned.texts, learned.reward.tolist(), advantage.tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
@@ -159,6 +152,48 @@ class RolloutSource:
             torch.tensor(total, dtype=torch.float64, device=self.device) for total in (judged.total, judged.unshaped)
         )
         return Judged(rows, trajectory, texts, reward, unshaped, judged.per_function)
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationSource:
+    """Prompts answered by a sampler that is to be imitated; nothing judges the answers."""
+
+    rows: Sequence[PromptRow]
+    seed: int
+    engine: RolloutEngine
+    algorithm: Algorithm
+    num_generations: int
+    device: torch.device
+
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
+        rows, keys = _asked(self, window, layout)
+        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
+        sequences = self.algorithm.scope(trajectory.sequences())
+        material = [
+            Material(sequences.select(part), keys[part], trajectory=trajectory.select(part.tolist()))
+            for part in _micro_batches(self, layout)
+        ]
+        forwards = torch.tensor(trajectory.nfe, dtype=torch.float64)
+        return Harvest(material, {"rollout/forwards": mean_of(forwards)})
+
+
+def _asked(
+    source: RolloutSource | DemonstrationSource, window: int, layout: Layout
+) -> tuple[list[PromptRow], Int64[Tensor, " B"]]:
+    """Rows of a window, each once per completion, and the completions' keys."""
+    visits = [
+        visit
+        for micro_batch in range(layout.num_micro_batches)
+        for visit in _visits(source.seed, window, layout, micro_batch, len(source.rows))
+    ]
+    rows = [source.rows[v.row] for v in visits for _ in range(source.num_generations)]
+    return rows, visit_keys(source.seed, visits, source.num_generations).to(source.device)
+
+
+def _micro_batches(source: RolloutSource | DemonstrationSource, layout: Layout) -> tuple[Tensor, ...]:
+    """Which completions of a window each micro-batch holds."""
+    size = layout.per_device * source.num_generations
+    return torch.split(torch.arange(size * layout.num_micro_batches, device=source.device), size)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from dllm_rl.algorithms import (
     CJGRPO,
@@ -16,7 +17,9 @@ from dllm_rl.algorithms import (
     Batch,
     CoGRPO,
     DiffuGRPO,
+    DUltra,
     MaskGRPO,
+    PlannerImitation,
     Scores,
 )
 from dllm_rl.algorithms.base import Material
@@ -54,6 +57,12 @@ ALGORITHMS: dict[str, Algorithm] = {
         ratio_level="token", corruption=ELBO, num_draws=3, reduction="token", kl_coefficient=0, entropy_share=0.5
     ),
     "co_grpo_network": CoGRPO(network_updates=1, schedule_updates=0),
+    "dultra": DUltra(kl_coefficient=0.1),
+    "dultra_factors_by_steps": DUltra(ratio_level="factors", reduction="mean_active_steps", clip_high=0.3),
+    "dultra_factors_sum": DUltra(ratio_level="factors", reduction="sum", kl_coefficient=0.1, clip_high=0.3),
+    "dultra_published": DUltra(forced_rule="published", advantage_floor=0.1),
+    "planner_imitation": PlannerImitation(),
+    "planner_imitation_published": PlannerImitation(objective="bce"),
     "diffu_grpo_sequence_elbo": DiffuGRPO(ratio_level="sequence", corruption=ELBO, num_draws=3, kl_estimator="k2"),
 }
 
@@ -74,6 +83,11 @@ def make_material(algorithm: Algorithm) -> Material:
         return Material(rollout.sequences(), keys, trajectory=rollout)
     if isinstance(algorithm, CJGRPO):
         way = {"sampler": "threshold", "threshold": 0.3, "temperature": 2.0}
+        rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
+        assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
+        return Material(rollout.sequences(), keys, trajectory=rollout)
+    if algorithm.head == "planner":
+        way = {"sampler": "planner", "planner_temperature": 0.8, "temperature": 0.7, "block_length": 2}
         rollout = generate(SmallDenoiser(seed=2), prompts, gen_length=4, **way)
         assert len(set(rollout.nfe)) > 1, "rows should differ in how many steps they took"
         return Material(rollout.sequences(), keys, trajectory=rollout)
@@ -102,10 +116,21 @@ def make_batch(algorithm: Algorithm, *, moved: bool = True) -> Batch:
         batch = replace(batch, reference_logp=noise() * views.scored)
     if batch.behaviour_logp is not None:
         batch = replace(batch, behaviour_logp=batch.behaviour_logp * views.scored)
+    if moved and algorithm.head == "planner" and algorithm.needs_behaviour:
+        batch = replace(batch, selection_logp=noise()[:, 0])
     return batch
 
 
 def make_scores(batch: Batch, seed: int = 2) -> Scores:
     generator = torch.Generator().manual_seed(seed)
-    logp = -torch.rand(batch.views.canvas.shape, generator=generator, dtype=torch.float64) * 3 * batch.views.scored
-    return Scores(logp.requires_grad_(), torch.arange(len(batch.views)))
+    shape, view = batch.views.canvas.shape, torch.arange(len(batch.views))
+    logp = -torch.rand(shape, generator=generator, dtype=torch.float64) * 3 * batch.views.scored
+    if batch.views.open is None:
+        return Scores(logp.requires_grad_(), view)
+    plan = torch.randn(shape, generator=generator, dtype=torch.float64) * batch.views.open
+    return Scores(logp.requires_grad_(), view, plan.requires_grad_())
+
+
+def of_views(scores: Scores, view: Tensor) -> Scores:
+    """The scores of some views, which are then numbered as a part of the same batch."""
+    return Scores(scores.logp[view], view, None if scores.plan is None else scores.plan[view])

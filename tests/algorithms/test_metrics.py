@@ -14,11 +14,11 @@ import torch
 from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
 from dllm_rl.objectives.reduce import Report
 from dllm_rl.training.backward import backward, view_groups
-from tests.algorithms.cases import ALGORITHMS, ELBO, make_batch, make_scores
+from tests.algorithms.cases import ALGORITHMS, ELBO, make_batch, make_scores, of_views
 from tests.algorithms.test_contracts import SPLITS, _select
 from tests.training.small import SmallDenoiser
 
-ROLLOUTS = {name: algorithm for name, algorithm in ALGORITHMS.items() if algorithm.source == "rollouts"}
+ROLLOUTS = {name: algorithm for name, algorithm in ALGORITHMS.items() if algorithm.needs_behaviour}
 
 
 def reports(algorithm: Algorithm, batch: Batch, scores: Scores) -> dict[str, Report]:
@@ -35,6 +35,8 @@ def test_on_policy_every_weight_is_one_and_nothing_is_clipped(algorithm: Algorit
     scores = make_scores(batch)
     if batch.behaviour_logp is not None:  # recorded by the rollout
         scores = replace(scores, logp=batch.behaviour_logp.clone())
+    if scores.plan is not None:  # made up, not what chose the rollout's positions
+        batch = replace(batch, selection_logp=None)
     found = values(reports(algorithm, batch, scores))
     assert found["policy/ratio"] == found["policy/ess"] == found["policy/ess_sequence"] == 1.0
     for name in ("clipped", "clipped_low", "clipped_high", "kl_behaviour", "kl_behaviour_k3"):
@@ -150,7 +152,8 @@ def test_reports_add_up_over_micro_batches(algorithm: Algorithm) -> None:
     parts = []
     for rows in (torch.tensor([0, 1]), torch.tensor([2, 3])):
         view = torch.isin(batch.views.row, rows).nonzero()[:, 0]
-        parts.append(reports(algorithm, _select(batch, rows, view), Scores(scores.logp[view], torch.arange(len(view)))))
+        of_part = replace(of_views(scores, view), view=torch.arange(len(view)))
+        parts.append(reports(algorithm, _select(batch, rows, view), of_part))
     together = {name: reduce(add, (part[name] for part in parts)) for name in parts[0]}
     assert values(together) == pytest.approx(values(reports(algorithm, batch, scores)))
 

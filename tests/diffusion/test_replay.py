@@ -79,6 +79,26 @@ def test_a_view_is_the_canvas_before_its_step_scored_where_the_step_wrote(way: d
     assert torch.equal(found.views.weight, found.views.scored.double())
 
 
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_open_is_what_was_hidden_in_the_block_being_written(way: dict) -> None:  # type: ignore[type-arg]
+    _, out, found = rolled_out(way)
+    size = way.get("block_length", 4)
+    assert found.open is not None
+    for view, (row, step) in enumerate(zip(found.views.row.tolist(), found.step.tolist(), strict=True)):
+        hidden = [i for i, token in enumerate(out.completion_canvas(step - 1)[row].tolist()) if token == out.mask_id]
+        expected = [2 + i for i in hidden if i // size == hidden[0] // size]
+        assert found.open[view].nonzero()[:, 0].tolist() == expected
+        assert not (found.views.scored[view] & ~found.open[view]).any()
+        assert found.selection_logp[view] == out.selection_logp[row, step - 1]
+
+
+def test_open_is_not_known_where_the_log_does_not_tell() -> None:
+    _, out, _ = rolled_out(WAYS[0])
+    assert replay(replace(out, block_of=None), out.sequences()).open is None
+    _, revised, found = rolled_out(REVISING[0])
+    assert revised.block_of is not None and found.open is None
+
+
 def test_every_token_drawn_is_scored_once_and_none_that_was_given() -> None:
     _, out, found = rolled_out(WAYS[-1])
     times = torch.zeros_like(out.sequences().tokens).index_add(0, found.views.row, found.views.scored.long())

@@ -20,8 +20,7 @@ OPTIONS = {"learned": "commit temperature", "sigma": 0.6}
 def co_grpo(folder: Path, output: str, **model: Any) -> dict[str, Any]:
     algorithm = {"type": "co_grpo", "network_updates": 1, "schedule_updates": 1}
     tree = recipe(folder, algorithm, output, max_steps=4, save_steps=1, head_learning_rate=1e-2)
-    tree["model"] |= {"head": HEAD, **model}
-    tree["rollout"] |= {"sampler": "schedule", "options": OPTIONS}
+    tree["model"] |= model
     return tree
 
 

@@ -25,6 +25,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cj_grpo": {"type": "cj_grpo", "updates_per_rollout": 5, "reduction": "token"},
     "mdpo": {"type": "mdpo", "updates_per_rollout": 5, "kept_steps": 2},
     "igpo": {"type": "igpo", "updates_per_rollout": 5, "entropy_share": 0.5, "hints": runs.HINTS},
+    "dultra": {"type": "dultra", "updates_per_rollout": 5},
 }
 LAYOUTS = {  # processes, accumulation, prompts per micro-batch; views per forward
     "1x1x4": (1, 1, 4, 8),
@@ -72,9 +73,11 @@ def test_five_layouts_give_the_same_rollouts_and_parameters(tmp_path: Path) -> N
     for name in ALGORITHMS:
         expected = runs.weights(folder / f"{first}-{name}")
         start = runs.weights_of_model(folder / "model")
-        assert runs.distance(start, expected) > 1e-3, "nothing was learned, so nothing was compared"
+        assert runs.distance(start, {part: expected[part] for part in start}) > 1e-3, (
+            "nothing was learned, so nothing was compared"
+        )
         for layout in others:
-            if name != "sft" and name != "vrpo":
+            if (folder / f"{layout}-{name}-reward").is_dir():
                 written = _rollouts(folder / f"{layout}-{name}-reward")
                 assert written == _rollouts(folder / f"{first}-{name}-reward") and written
                 assert all(1 <= len(json.loads(line)[1]) <= 8 for line in written)

@@ -16,7 +16,7 @@ from dllm_rl.recipe.load import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
-METHOD = {"quickstart": "diffu_grpo", "tiny_sft": "sft", "igpo_sft": "sft"}
+METHOD = {"quickstart": "diffu_grpo", "tiny_sft": "sft", "igpo_sft": "sft", "planner": "planner_imitation"}
 """Method of the recipes that are not named after theirs."""
 
 each_recipe = pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dllm_rl.algorithms import DiffuGRPO
+from dllm_rl.algorithms import DiffuGRPO, PlannerImitation
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rng import fold
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -17,7 +17,7 @@ from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.training.data import Example, PromptRow
 from dllm_rl.training.order import Layout, visit_at, visit_keys
-from dllm_rl.training.source import ExampleSource, RolloutSource
+from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource
 
 ROWS = [PromptRow([40 + i, 41 + i], f"p{i}", {"answer": str(i)}) for i in range(6)]
 
@@ -100,6 +100,22 @@ def test_a_function_is_normalised_within_its_prompt_s_group(tiny: DiffusionModel
     source = replace(_source(tiny, []), panel=RewardPanel([apart], normalization="per_function"))
     harvest = source.harvest(0, Layout(0, 1, 1, 2), 0)
     assert [sample.reward for sample in harvest.samples] == pytest.approx([-1, 0, 1, -1, 0, 1])
+
+
+def test_demonstrations_are_the_rollouts_that_a_reward_would_have_judged(tiny: DiffusionModel) -> None:
+    layout = Layout(rank=0, world=1, num_micro_batches=2, per_device=1)
+    judged = _source(tiny, [])
+    shown = DemonstrationSource(
+        judged.rows, judged.seed, judged.engine, PlannerImitation(), judged.num_generations, judged.device
+    )
+    whole, bare = judged.harvest(1, layout, update=7), shown.harvest(1, layout, update=7)
+    for one, other in zip(whole.material, bare.material, strict=True):
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.sequences.tokens, other.sequences.tokens)
+        assert other.advantage is None
+        assert one.trajectory is not None and other.trajectory is not None
+        assert torch.equal(one.trajectory.reveal_step, other.trajectory.reveal_step)
+    assert bare.samples == []
+    assert {name: float(mean.value) for name, mean in bare.metrics.items()} == {"rollout/forwards": 4.0}
 
 
 def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:

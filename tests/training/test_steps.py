@@ -55,6 +55,8 @@ def test_a_prediction_took_as_many_forwards_as_until_it_was_first_made() -> None
 
     judge = make_judge(RewardPanel([reward]), lambda ids: "yes", eos_ids=(0,))
     assert judge(ROWS[:1], [[[1, 2], [3, 0], [1, 2], [3, 0]]], 0) == [[12.0, 22.0, 12.0, 22.0]]
+
+
 def test_an_error_names_the_update() -> None:
     judge = make_judge(RewardPanel([lambda **columns: 1.0]), str, eos_ids=())
     with pytest.raises(RewardError, match="at update 3"):
