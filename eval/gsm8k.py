@@ -3,28 +3,31 @@
 from dllm_rl import score
 from dllm_rl.rollouts.rows import read_rows
 
+DEFAULT = """{question}
+
+Think step by step between <reasoning> and </reasoning>. Then give the final number, and nothing else, between \
+<answer> and </answer>."""
+
+D1 = """\
+You are a math expert. You will be given a question to solve. Solve it step by step. Wrap the final answer in a \
+\\boxed{{}}. \nRespond in the following format:
+<reasoning>
+Your reasoning here
+</reasoning>
+<answer>
+\\boxed{{...}}
+</answer>
+
+{question}"""
+
+LLADA = "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
 PROMPTS = {
-    "default": [
-        (
-            "user",
-            "{question}\n\nThink step by step between <reasoning> and </reasoning>. Then give the final number, and "
-            "nothing else, between <answer> and </answer>.",
-        )
-    ],
-    # Zhao et al., https://arxiv.org/abs/2504.12216, released evaluation code: the answer begins with the tag.
-    "d1": [
-        (
-            "user",
-            "You are a math expert. You will be given a question to solve. Solve it step by step. Wrap the final "
-            "answer in a \\boxed{{}}. \nRespond in the following format:\n<reasoning>\nYour reasoning here\n"
-            "</reasoning>\n<answer>\n\\boxed{{...}}\n</answer>\n\n{question}",
-        ),
-        ("assistant", "<reasoning>\n"),
-    ],
-    # OpenCompass, zero-shot: the harness of LLaDA's evaluation. Its published 78.6 was measured with four examples.
-    "llada": [
-        ("user", "{question}\nPlease reason step by step, and put your final answer within \\boxed{{}}."),
-    ],
+    "default": [("user", DEFAULT)],
+    # Zhao et al., https://arxiv.org/abs/2504.12216, released evaluation code; the answer begins with the tag.
+    "d1": [("user", D1), ("assistant", "<reasoning>\n")],
+    # OpenCompass zero-shot, the harness of LLaDA's evaluation; its published 78.6 was measured with four examples.
+    "llada": [("user", LLADA)],
 }
 
 

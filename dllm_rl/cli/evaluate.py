@@ -63,8 +63,7 @@ def _answer(arguments: argparse.Namespace, tasks: Sequence[str], data: dict[str,
     from dllm_rl.evaluation.summary import lines_of
 
     if arguments.out is not None:
-        place = Path(arguments.out)
-        refuse_unwritable_folder("--out", place.parent if place.suffix == ".jsonl" else place)
+        _refuse_unwritable_place(Path(arguments.out))
     shard, bar = shard_of_environment(), Bar()
     results = evaluate_model(
         arguments.model,
@@ -87,6 +86,12 @@ def _answer(arguments: argparse.Namespace, tasks: Sequence[str], data: dict[str,
         print("\n".join(lines_of(task, result)), flush=True)
     if len(results) < len(tasks):
         print(f"dllm-rl: process {shard.rank} of {shard.world} has given its answers", file=sys.stderr)
+
+
+def _refuse_unwritable_place(out: Path) -> None:
+    if out.suffix == ".jsonl" and out.is_dir():
+        raise RecipeError(f"--out {out}: cannot be written: it is a folder")
+    refuse_unwritable_folder("--out", out.parent if out.suffix == ".jsonl" else out)
 
 
 def shard_of_environment() -> Shard:

@@ -139,6 +139,5 @@ def table(comparisons: Sequence[Comparison], first: str, second: str) -> str:
     with console.capture() as capture:
         console.print(grid, markup=False)
     notes = [f"{each.task}: {note}" for each in comparisons for note in each.notes]
-    return "\n".join(
-        [capture.get().rstrip("\n"), "p: paired permutation test (McNemar's exact for right and wrong)", *notes]
-    )
+    lines = [line.rstrip() for line in capture.get().rstrip("\n").split("\n")]
+    return "\n".join([*lines, "p: paired permutation test (McNemar's exact for right and wrong)", *notes])

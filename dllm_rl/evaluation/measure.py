@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -119,10 +120,11 @@ def evaluate_model(
         if value < 1:
             raise RecipeError(f"{name} is {value}; expected at least 1")
     files = data if isinstance(data, Mapping) else dict.fromkeys(tasks, data)
+    loaded = [load_task(task, path=files.get(task), prompt=prompt) for task in tasks]
     weights = revision_of(path, revision)
-    sittings = []
-    for task in tasks:
-        questions = questions_of(load_task(task, path=files.get(task), prompt=prompt), limit)
+    sittings: list[Sitting] = []
+    for task in loaded:
+        questions = questions_of(task, limit)
         protocol = protocol_of(
             task=questions.task.name,
             task_version=questions.task.version,
@@ -139,11 +141,19 @@ def evaluate_model(
             raise RecipeError(f"two of the tasks are called {protocol.task}; evaluate them one after the other")
         sittings.append(Sitting(questions, protocol, batch_size, shard or Shard(), out))
     examinee = Examinee(path, settings, dtype, device, revision)
-    for sitting in sittings:
-        if sitting.batches:
-            examinee.refuse(sitting.questions)
-    found = {each.protocol.task: each.run(examinee, progress or Progress()) for each in sittings}
+    found = _sit(sittings, examinee, progress or Progress())
     return {task: result for task, result in found.items() if result is not None}
+
+
+def _sit(sittings: Sequence[Sitting], examinee: Examinee, progress: Progress) -> dict[str, EvalResult | None]:
+    """All that can be refused is refused before the first answer."""
+    with ExitStack() as stores:
+        for sitting in sittings:
+            stores.callback(sitting.store.close)
+            if sitting.batches:
+                sitting.store.open()
+                examinee.refuse(sitting.questions)
+        return {each.protocol.task: each.run(examinee, progress) for each in sittings}
 
 
 def file_of(out: str | Path, task: str) -> Path:
@@ -173,8 +183,6 @@ class Sitting:
         batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
         mine = batches[shard.rank :: shard.world]  # which answers are a batch does not depend on the world
         self.batches = [] if self.store.result() else [each for each in mine if not self.done.keys() >= set(each)]
-        if self.batches:
-            self.store.open()
 
     def run(self, examinee: Examinee, progress: Progress) -> EvalResult | None:
         """Give the answers that are missing; the result, once no process has any left to give."""

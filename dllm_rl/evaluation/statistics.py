@@ -19,19 +19,19 @@ def interval(mean: float, std_error: float, n: int) -> tuple[float, float]:
     """Wilson's interval at 95 percent for a mean of n values in [0, 1].
 
     Unlike mean +- 2 standard errors it stays inside [0, 1] and has a width where all n values are the same. Values
-    between 0 and 1 vary less than coins of that mean; they count as the n' = mean (1 - mean) / std_error^2 coins that
-    would be as sure.
+    between 0 and 1 vary less than coins of that mean; they count as the n' = 1 + mean (1 - mean) / std_error^2 coins
+    that would have this standard error (n' = n for coins).
 
     Args:
         std_error: of the mean; 0 or NaN: n coins.
 
     Source: Wilson, 1927, https://doi.org/10.1080/01621459.1927.10502953. Deviation: n' in the place of n.
     """
-    coins = mean * (1 - mean) / std_error**2 if std_error > 0 else n
+    coins = 1 + mean * (1 - mean) / std_error**2 if std_error > 0 else n
     shift = Z95**2 / coins
     centre = (mean + shift / 2) / (1 + shift)
     half = Z95 / (1 + shift) * math.sqrt(max(0.0, mean * (1 - mean) / coins) + shift / (4 * coins))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
 
 def sign_flip_p(differences: Sequence[float]) -> float:

@@ -73,9 +73,7 @@ class RecordStore:
         done = self.done()
         if done.keys() >= set(self.items):
             records = [done[item] for item in sorted(self.items)]
-            summary = summary_of(result_of(records, self.protocol))
-            _replace(self.file, "".join(json.dumps(asdict(record)) + "\n" for record in records))
-            _replace(self.summary, json.dumps(summary, indent=2) + "\n")
+            write_evaluation(self.file, result_of(records, self.protocol))
         result = self.result()  # of this process, or of another that took the parts away meanwhile
         if result is not None:
             for part in self._parts():
@@ -225,6 +223,13 @@ def _lines(file: Path) -> Iterator[dict[str, Any]]:
 def _records(part: Path) -> Iterator[Record]:
     """Of a part, behind its protocol."""
     return (Record(**line) for line in islice(_lines(part), 1, None))
+
+
+def write_evaluation(file: Path, result: EvalResult) -> None:
+    """Write a finished evaluation: records to FILE.jsonl, then what they add up to to FILE.json."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _replace(file, "".join(json.dumps(asdict(record)) + "\n" for record in result.records))
+    _replace(file.with_suffix(".json"), json.dumps(summary_of(result), indent=2) + "\n")
 
 
 def write_records(file: Path, records: Sequence[Record]) -> None:
