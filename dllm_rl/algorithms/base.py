@@ -49,6 +49,8 @@ class Batch:
     """Scores of the reference model, on the same views."""
     transform: Transform | None = None
     """The distribution that everything is scored under; None is the full softmax at temperature 1."""
+    selection_logp: Float[Tensor, " R"] | None = None
+    """What the rollout recorded, for each view, of the choices that were no tokens: where to write, how to step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,12 @@ class Scores:
     """Log-probability of the clean token where a view is scored, zero elsewhere; nats; carries gradient."""
     view: Int64[Tensor, " S"]
     """Which of the batch's views these are."""
+    plan: Float[Tensor, "S N"] | None = None
+    """Logits of the planner head where a view is open, zero elsewhere; carries gradient. None if views have nothing
+    open."""
+    schedule: Float[Tensor, "S A"] | None = None
+    """Means of the schedule head's actions; carries gradient. None if views have no features; where they have, `logp`
+    is zero: the network was not asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,10 @@ class Loss:
 
     total: Float[Tensor, ""]
     metrics: Mapping[str, Mean]
+
+
+Trained = Literal["all", "network", "head"]
+"""Which parameters: those of the policy head, all others, or both."""
 
 
 class Algorithm(BaseModel, abc.ABC):
@@ -78,6 +90,10 @@ class Algorithm(BaseModel, abc.ABC):
     """What it learns from: texts, preference pairs (rows 2i chosen, 2i + 1 rejected) or its own rollouts."""
     citation: ClassVar[str]
     """BibTeX of the paper."""
+    head: ClassVar[Literal["planner", "schedule"] | None] = None
+    """The policy head that the model must have."""
+    learns: ClassVar[Trained] = "all"
+    """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
 
     @property
     def num_iterations(self) -> int:
@@ -102,6 +118,12 @@ class Algorithm(BaseModel, abc.ABC):
     @property
     def allows_dropout(self) -> bool:
         return False
+
+    def trains(self, update: int) -> Trained:
+        """What update number `update`, counted from 0, changes, of what the algorithm learns. The rest stays bit for
+        bit as it is, its optimiser's state too.
+        """
+        return self.learns
 
     def scope(self, sequences: Sequences) -> Sequences:
         """What of the sequences the model is shown. By default: up to the last scored position."""

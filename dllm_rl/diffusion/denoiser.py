@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.transform import Transform
@@ -36,6 +36,8 @@ class TokenScores(NamedTuple):
     """Log-probability of the token, nats."""
     entropy: Float[Tensor, "B N"] | None
     """Entropy of the distribution the token was scored under, nats; None unless asked for."""
+    plan: Float[Tensor, "B N"] | None = None
+    """What the planner head says of the positions it was asked about; None unless asked."""
 
 
 @runtime_checkable
@@ -69,12 +71,18 @@ class Denoiser(Protocol):
         *,
         prompt: Bool[Tensor, "B N"] | None = None,
         entropy: bool = False,
+        open: Bool[Tensor, "B N"] | None = None,
+        temperature: Float64[Tensor, " B"] | None = None,
+        cfg_scale: Float64[Tensor, " B"] | None = None,
     ) -> TokenScores:
         """Log-probabilities of `tokens` at `where`; differentiable, memory-lean.
 
         Args:
             transform: the distribution to score under; None is the full softmax at temperature 1.
-            prompt: positions that classifier-free guidance hides; needed only when the transform guides.
+            prompt: positions that classifier-free guidance hides; needed only where something guides.
+            open: positions to ask the planner head about, in the same forward.
+            temperature: of each row's distribution, in place of the transform's.
+            cfg_scale: strength of each row's guidance, in place of the transform's; 0 gives the unguided row.
         """
         ...
 
@@ -134,6 +142,15 @@ class PlanningDenoiser(Denoiser, Protocol):
         self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Bool[Tensor, "B N"] | None = None
     ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order."""
+        ...
+
+
+@runtime_checkable
+class SchedulingDenoiser(Denoiser, Protocol):
+    """A denoiser with a schedule head: how to take the next step, from statistics of the present one."""
+
+    def schedule_at(self, features: Float[Tensor, "R F"]) -> Float[Tensor, "R A"]:
+        """Means of the schedule policy's actions, float32; differentiable."""
         ...
 
 

@@ -47,8 +47,8 @@ def score_views(
 ) -> TokenScores:
     """Log-probabilities of the clean tokens at every view's scored positions, [R, N]; zero elsewhere.
 
-    Of the views' own tokens, where they have some. Differentiable wherever the denoiser is. Under grad, every forward's
-    graph is kept: to bound memory, call it on few views at a time.
+    Of the views' own tokens, where they have some; and what the planner says of their open positions. Differentiable
+    wherever the denoiser is. Under grad, every forward's graph is kept: to bound memory, call it on few views.
 
     Args:
         sequences: all of them; `views.row` points into them.
@@ -68,10 +68,18 @@ def score_views(
                 transform,
                 prompt=clean.prompt,
                 entropy=entropy,
+                open=group.open,
+                temperature=group.temperature,
+                cfg_scale=group.cfg_scale,
             )
         )
     entropies = [scores.entropy for scores in groups if scores.entropy is not None]
-    return TokenScores(torch.cat([scores.logp for scores in groups]), torch.cat(entropies) if entropies else None)
+    plans = [scores.plan for scores in groups if scores.plan is not None]
+    return TokenScores(
+        torch.cat([scores.logp for scores in groups]),
+        torch.cat(entropies) if entropies else None,
+        torch.cat(plans) if plans else None,
+    )
 
 
 def elbo_draws(logp: Float[Tensor, "R N"], views: Views, num_sequences: int) -> Float64[Tensor, "B K"]:

@@ -74,7 +74,9 @@ class Transform:
 
 
 def guide(
-    conditional: Float[Tensor, "*batch V"], unconditional: Float[Tensor, "*batch V"], cfg_scale: float
+    conditional: Float[Tensor, "*batch V"],
+    unconditional: Float[Tensor, "*batch V"],
+    cfg_scale: float | Float[Tensor, "*batch 1"],
 ) -> Float[Tensor, "*batch V"]:
     """Classifier-free guidance: u + (cfg_scale + 1) * (c - u).
 

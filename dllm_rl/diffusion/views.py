@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 
@@ -49,14 +49,23 @@ class Views:
     """The sequence each view belongs to."""
     tokens: Int[Tensor, "R N"] | None = None
     """What is scored, where that need not be the sequence's own tokens: a draw that was overwritten later."""
+    open: Bool[Tensor, "R N"] | None = None
+    """Positions among which a step chose where to write; the model's planner head is scored there."""
+    temperature: Float64[Tensor, " R"] | None = None
+    """Of each view's token distribution, where a schedule set it step by step; in place of the transform's."""
+    cfg_scale: Float64[Tensor, " R"] | None = None
+    """Likewise for guidance."""
+    features: Float[Tensor, "R F"] | None = None
+    """What a schedule policy was shown. Such views are scored by it alone: the network does not see their canvas."""
 
     def __len__(self) -> int:
         return self.canvas.shape[0]
 
     def select(self, index: Int64[Tensor, " S"]) -> Views:
-        tokens = None if self.tokens is None else self.tokens[index]
-        return Views(self.canvas[index], self.scored[index], self.weight[index], self.row[index], tokens)
+        return Views(*(None if part is None else part[index] for part in self._parts()))  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Views:
-        canvas, scored, weight, row = (part.to(device) for part in (self.canvas, self.scored, self.weight, self.row))
-        return Views(canvas, scored, weight, row, None if self.tokens is None else self.tokens.to(device))
+        return Views(*(None if part is None else part.to(device) for part in self._parts()))  # type: ignore[arg-type]
+
+    def _parts(self) -> list[Tensor | None]:
+        return [getattr(self, field.name) for field in fields(self)]

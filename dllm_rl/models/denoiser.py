@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor, nn
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec, KeyValues, TokenScores
@@ -25,6 +25,7 @@ from dllm_rl.models.attention import (
     seen_positions,
 )
 from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
+from dllm_rl.models.policy_head import refuse_missing
 from dllm_rl.models.save import save
 
 
@@ -108,6 +109,27 @@ class DiffusionModel:
             )
         return self.logits_at(canvas, where, sees, positions)
 
+    def plan_at(
+        self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Attend = None
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+        """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order.
+
+        Raises:
+            ModelContractError: the model has no planner head.
+        """
+        inputs = {**self._inputs(canvas, where, attend, None), **self._plan_inputs(canvas, where, attend)}
+        logits, plan = self.network(**inputs)
+        return logits, plan[where]
+
+    def schedule_at(self, features: Float[Tensor, "R F"]) -> Float[Tensor, "R A"]:
+        """Means of the schedule policy's actions, float32; differentiable. The network itself is not run.
+
+        Raises:
+            ModelContractError: the model has no schedule head.
+        """
+        refuse_missing(self.config, "schedule")
+        return self.network(features=features)  # type: ignore[no-any-return]
+
     def open_cache(self, rows: int, columns: int) -> ColumnCache:
         """An empty cache for `logits_through`. Void once the weights change."""
         return ColumnCache.empty(rows, columns, self.device)
@@ -161,26 +183,39 @@ class DiffusionModel:
         *,
         prompt: Bool[Tensor, "B N"] | None = None,
         entropy: bool = False,
+        open: Bool[Tensor, "B N"] | None = None,
+        temperature: Float64[Tensor, " B"] | None = None,
+        cfg_scale: Float64[Tensor, " B"] | None = None,
     ) -> TokenScores:
         """Log-probabilities of `tokens` at `where` given `canvas`; differentiable, never holds logits of all positions.
 
         Args:
             transform: the distribution to score under; None is the full softmax at temperature 1.
-            prompt: positions that classifier-free guidance hides; needed exactly when the transform guides.
+            prompt: positions that classifier-free guidance hides; needed exactly where something guides.
+            open: positions to ask the planner head about, in the same forward.
+            temperature: of each row's distribution, in place of the transform's.
+            cfg_scale: strength of each row's guidance, in place of the transform's.
 
         Raises:
             ModelContractError: for a canvas longer than the network was made for, a token that the transform forbids,
-                or guidance without a prompt.
+                guidance without a prompt, or a planner that the model does not have.
         """
         inputs = self._inputs(canvas, where, attend, None)
+        row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
+        inputs.update(temperature=None if temperature is None else temperature[row])
+        inputs.update(cfg_scale=None if cfg_scale is None else cfg_scale[row])
         if transform is not None:
             self._refuse_forbidden(inputs["tokens"], transform)
-            if transform.cfg_scale:
-                inputs["unconditional_ids"] = self._without(canvas, prompt)
-        scores = self.network(**inputs)
+        if cfg_scale is not None or (transform is not None and transform.cfg_scale):
+            inputs["unconditional_ids"] = self._without(canvas, prompt)
+        if open is None:
+            scores, plan = self.network(**inputs), None
+        else:
+            scores, plan = self.network(**inputs, **self._plan_inputs(canvas, open, attend))
+            plan = plan.masked_fill(~open, 0.0)
         dense = [None if part is None else part.new_zeros(where.shape).masked_scatter(where, part) for part in scores]
-        return TokenScores(*dense)  # type: ignore[arg-type]
+        return TokenScores(dense[0], dense[1], plan)  # type: ignore[arg-type]
 
     @contextmanager
     def reference(self) -> Iterator[DiffusionModel]:
@@ -246,6 +281,12 @@ class DiffusionModel:
             "position_ids": positions,
             "rows": self._rows(where, seen),
         }
+
+    def _plan_inputs(self, canvas: Int[Tensor, "B N"], open: Bool[Tensor, "B N"], attend: Attend) -> dict[str, Tensor]:
+        refuse_missing(self.config, "planner")
+        seen = seen_positions(own_pattern(attend, self.spec.block_size), canvas.shape, canvas.device)
+        written = (seen & (canvas != self.spec.mask_id)).sum(1)
+        return {"open": open, "time": written / seen.sum(1)}
 
     def _refuse_too_long(self, length: int, streams: int) -> None:
         if length > streams * self.max_positions:

@@ -40,7 +40,7 @@ class DreamConfig(PublishedConfig, Qwen2Config):
     }
 
 
-class DreamModel(ScoresRows, Qwen2ForCausalLM):  # type: ignore[no-untyped-call]
+class DreamModel(ScoresRows, Qwen2ForCausalLM):
     """Dream under its published class name. Parameter names are the published ones.
 
     Its logits are Qwen2's: the output at position i is about token i + 1. `DiffusionModel` shifts them

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dllm_rl.diffusion.denoiser import TokenScores
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import ModelContractError
+from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
 
 ROWS_PER_CHUNK = 512
 """Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
@@ -33,19 +35,23 @@ class TokenHead(nn.Linear):
         transform: Transform | None = None,
         unconditional: Float[Tensor, "T H"] | None = None,
         entropy: bool = False,
+        temperature: Float64[Tensor, " T"] | None = None,
+        cfg_scale: Float64[Tensor, " T"] | None = None,
     ) -> Tensor | TokenScores:
         """Logits of every row, or TokenScores of shape [T] when `tokens` are given.
 
         Args:
-            unconditional: hidden states of the guidance pass; given exactly when the transform guides.
+            unconditional: hidden states of the guidance pass; given exactly when something guides.
+            temperature, cfg_scale: of each row, in place of the transform's.
         """
         if tokens is None:
             return self._logits(hidden)
         unconditional = hidden[:, :0] if unconditional is None else unconditional
+        own = [hidden[:, :0] if each is None else each[:, None] for each in (temperature, cfg_scale)]
         scores = [
             checkpoint(self._score_rows, *rows, transform, entropy, use_reentrant=False, preserve_rng_state=False)
             for rows in zip(
-                *(torch.split(x, self.rows_per_chunk) for x in (hidden, tokens, unconditional)), strict=True
+                *(torch.split(x, self.rows_per_chunk) for x in (hidden, tokens, unconditional, *own)), strict=True
             )
         ]
         logp, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
@@ -65,13 +71,18 @@ class TokenHead(nn.Linear):
         hidden: Float[Tensor, "T H"],
         tokens: Int64[Tensor, " T"],
         unconditional: Float[Tensor, "T _"],
+        temperature: Float[Tensor, "T _t"],
+        cfg_scale: Float[Tensor, "T _c"],
         transform: Transform | None,
         entropy: bool,
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, " E"]]:
-        logits = self._logits(hidden)
-        if unconditional.shape[1] and transform is not None:
-            logits = guide(logits, self._logits(unconditional), transform.cfg_scale)
-        log_probs = (transform or Transform()).log_probs(logits)
+        logits, transform = self._logits(hidden), transform or Transform()
+        if unconditional.shape[1]:
+            scale = cfg_scale.to(logits) if cfg_scale.shape[1] else transform.cfg_scale
+            logits = guide(logits, self._logits(unconditional), scale)
+        if temperature.shape[1]:
+            logits, transform = logits / temperature.to(logits), replace(transform, temperature=1.0)
+        log_probs = transform.log_probs(logits)
         logp = log_probs.gather(1, tokens[:, None])[:, 0]
         return logp, entropy_of(log_probs) if entropy else logp[:0]
 
@@ -81,6 +92,12 @@ class ScoresRows:
 
     It goes through `forward` so that data-parallel and sharding wrappers, which hook it, see every pass.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Policy heads are small, and their probabilities are to be exact.
+        family = getattr(cls, "_keep_in_fp32_modules_strict", None)
+        cls._keep_in_fp32_modules_strict = {*(family or ()), *HEADS}  # type: ignore[attr-defined]
 
     def __init__(self, config: Any) -> None:
         named = (config.architectures or [config.architecture])[0]
@@ -94,6 +111,8 @@ class ScoresRows:
         # The embedding of a declared padding id gets no gradient. These models pad with their EOS, which must learn.
         self.model.embed_tokens.padding_idx = None  # type: ignore[attr-defined]
         self.post_init()  # type: ignore[attr-defined]
+        if getattr(config, POLICY_HEAD, None):
+            attach_head(self, getattr(config, POLICY_HEAD))  # after post_init, which would draw its weights anew
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -113,19 +132,31 @@ class ScoresRows:
         transform: Transform | None = None,
         unconditional_ids: Tensor | None = None,
         entropy: bool = False,
+        temperature: Float64[Tensor, " T"] | None = None,
+        cfg_scale: Float64[Tensor, " T"] | None = None,
+        open: Bool[Tensor, "B N"] | None = None,
+        time: Float[Tensor, " B"] | None = None,
+        features: Float[Tensor, "R F"] | None = None,
         **kwargs: Any,  # the framework's own signature: untouched when no rows are asked for
     ) -> Any:
         """The parent's forward; with `rows` (flat indices into [B * N]) logits there; with `tokens` too, TokenScores.
+
+        With `open` as well, a pair: the same and the planner's logits [B, N]. With `features`, the schedule's means
+        alone: the network is not run.
 
         Args:
             past_key_values: a transformers `Cache`, which keeps the keys and values of this pass; with `rows` there is
                 no other way to have any kept, whatever the configuration says.
             use_cache: as in transformers; with `rows` it says nothing that `past_key_values` does not.
             unconditional_ids: the canvas of the guidance pass, prompt hidden.
+            temperature, cfg_scale: of each row scored, in place of the transform's.
+            open, time: see `PlannerHead`.
 
         Raises:
             ModelContractError: for a guidance pass through the same cache.
         """
+        if features is not None:
+            return self.schedule(features)  # type: ignore[attr-defined]
         inputs = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": past_key_values}
         if rows is None:
             return super().forward(input_ids=input_ids, use_cache=use_cache, **inputs, **kwargs)  # type: ignore[misc]
@@ -135,14 +166,20 @@ class ScoresRows:
                 "Run the guidance pass by itself, with a cache of its own"
             )
 
-        def hidden_rows(ids: Tensor | None) -> Tensor:
-            output = self.model(  # type: ignore[attr-defined]
-                input_ids=ids, use_cache=past_key_values is not None, **inputs
-            )
-            return output.last_hidden_state.flatten(0, 1)[rows]  # type: ignore[no-any-return]
+        blind = None if unconditional_ids is None else self._hidden(unconditional_ids, inputs).flatten(0, 1)[rows]
+        hidden = self._hidden(input_ids, inputs)
+        scores = self.lm_head(
+            hidden.flatten(0, 1)[rows], tokens, transform, blind, entropy, temperature=temperature, cfg_scale=cfg_scale
+        )
+        if open is None:
+            return scores
+        return scores, self.planner(hidden, open, time, attention_mask, position_ids)  # type: ignore[attr-defined]
 
-        unconditional = None if unconditional_ids is None else hidden_rows(unconditional_ids)
-        return self.lm_head(hidden_rows(input_ids), tokens, transform, unconditional, entropy)
+    def _hidden(self, ids: Tensor | None, inputs: dict[str, Any]) -> Float[Tensor, "B N H"]:
+        output = self.model(  # type: ignore[attr-defined]
+            input_ids=ids, use_cache=inputs["past_key_values"] is not None, **inputs
+        )
+        return output.last_hidden_state  # type: ignore[no-any-return]
 
 
 class ScoresRowsOfExperts(ScoresRows):

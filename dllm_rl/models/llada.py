@@ -125,7 +125,7 @@ class LladaConfig(PublishedConfig, LlamaConfig):
         return published
 
 
-class LLaDAModelLM(ScoresRows, LlamaForCausalLM):  # type: ignore[no-untyped-call]
+class LLaDAModelLM(ScoresRows, LlamaForCausalLM):
     """LLaDA under its published class name: position i predicts token i, every position sees every other.
 
     Logits equal the published modeling code's in float32. In bfloat16 the rotary angles are rounded once more than

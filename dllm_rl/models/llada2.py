@@ -85,7 +85,7 @@ class LLaDA2MoeConfig(PublishedConfig, Glm4MoeConfig):
     }
 
 
-class LLaDA2MoeModelLM(ScoresRowsOfExperts, Glm4MoeForCausalLM):  # type: ignore[no-untyped-call]
+class LLaDA2MoeModelLM(ScoresRowsOfExperts, Glm4MoeForCausalLM):
     """LLaDA2 under its published class name: position i predicts token i, and sees its block and those before.
 
     Which positions that are has to be said with `attention_mask`: without one, every position sees every other.

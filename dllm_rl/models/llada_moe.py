@@ -83,7 +83,7 @@ class LLaDAMoEConfig(PublishedConfig, Qwen3MoeConfig):
             )
 
 
-class LLaDAMoEModelLM(ScoresRowsOfExperts, Qwen3MoeForCausalLM):  # type: ignore[no-untyped-call]
+class LLaDAMoEModelLM(ScoresRowsOfExperts, Qwen3MoeForCausalLM):
     """LLaDA-MoE under its published class name: position i predicts token i, every position sees every other.
 
     The experts of a layer are two tensors here and three per expert in the files.

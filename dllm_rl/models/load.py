@@ -18,6 +18,7 @@ from dllm_rl.errors import CheckpointError, RecipeError, one_line
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
+from dllm_rl.models.policy_head import attach_head, head_of, read_settings
 from dllm_rl.models.save import BASE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -40,6 +41,7 @@ def load_model(
     tokenizer: str | Path | None = None,
     quantization: str | None = None,
     revision: str | None = None,
+    head: dict[str, Any] | None = None,
 ) -> DiffusionModel:
     """Load a diffusion language model.
 
@@ -53,19 +55,14 @@ def load_model(
         attn_implementation: transformers' name of an attention kernel; None is its default, sdpa.
         tokenizer: where the tokenizer is, if not with the weights.
         quantization: "nf4" for 4-bit base weights (needs bitsandbytes and a GPU).
+        head: a policy head that it must have, `{"type": "planner", ...}`; new unless the weights come with one.
 
     Raises:
         CheckpointError: when files are missing or do not belong together.
         ModelContractError: when the checkpoint asks for something this library does not compute.
         RecipeError: when there is no such device.
     """
-    source = resolve(path)
-    if (Path(source) / ADAPTER_CONFIG).is_file():
-        if adapter is not None:
-            raise CheckpointError(f"{source} is an adapter, and adapter={adapter} is another; give the base as path")
-        source, adapter = _base_of(Path(source)), source
-    elif adapter is not None:
-        adapter = resolve(adapter)
+    source, adapter = _base_and_adapter(path, adapter)
     if lora is not None and adapter is not None:
         raise CheckpointError(f"got both lora and adapter={adapter}; a new adapter on top of another is not supported")
     fields = _fields(source, revision)
@@ -82,11 +79,35 @@ def load_model(
     )
     tokens = _tokenizer(tokenizer, [adapter, source], revision, network.config)
     spec = family.spec(network.config, tokens)
+    _give_head(network, None if adapter is None else read_settings(adapter), head)
     if adapter is not None:
         network = load_adapter(network, adapter, trainable)
     if lora is not None:
         network = add_lora(network, lora, allow_dropout=lora_dropout_allowed)
     return DiffusionModel(network.eval(), spec, tokens)
+
+
+def _base_and_adapter(path: str | Path, adapter: str | Path | None) -> tuple[str, str | None]:
+    source = resolve(path)
+    if not (Path(source) / ADAPTER_CONFIG).is_file():
+        return source, None if adapter is None else resolve(adapter)
+    if adapter is not None:
+        raise CheckpointError(f"{source} is an adapter, and adapter={adapter} is another; give the base as path")
+    return _base_of(Path(source)), source
+
+
+def _give_head(network: Any, saved: dict[str, Any] | None, wanted: dict[str, Any] | None) -> None:
+    """The head that the adapter comes with, or a new one where none is there yet."""
+    if saved is not None and head_of(network) is None:
+        attach_head(network, saved)
+    found = head_of(network)
+    if wanted is not None and found is None:
+        attach_head(network, wanted)
+    elif wanted is not None and found != wanted.get("type"):
+        raise CheckpointError(
+            f"the model has a {found} head and head={wanted} asks for another; a model has one head, start from one "
+            "without"
+        )
 
 
 def resolve(path: str | Path) -> str:

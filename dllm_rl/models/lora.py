@@ -11,6 +11,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import load_peft_weights
 
 from dllm_rl.errors import CheckpointError, ModelContractError, one_line
+from dllm_rl.models.policy_head import head_of
 
 
 def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = False) -> PeftModel:
@@ -37,7 +38,7 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # `torch.manual_seed` would reset every GPU's generator for good
         try:
-            wrapped = get_peft_model(network, LoraConfig(**{"target_modules": "all-linear", **arguments}))
+            wrapped = get_peft_model(network, LoraConfig(**_with_head(network, arguments)))
         except (TypeError, ValueError) as error:
             raise ModelContractError(
                 f"lora={arguments} does not make an adapter for this network: {one_line(error)}"
@@ -45,6 +46,15 @@ def add_lora(network: Any, arguments: dict[str, Any], *, allow_dropout: bool = F
     _refuse_head(wrapped)
     _refuse_unmatched(wrapped, arguments)
     return wrapped
+
+
+def _with_head(network: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an adapter that trains a policy head whole, beside low-rank changes of the network."""
+    named = {"target_modules": "all-linear", **arguments}
+    head = head_of(network)
+    if head is not None:
+        named["modules_to_save"] = [*(named.get("modules_to_save") or []), head]
+    return named
 
 
 def load_adapter(network: Any, folder: str | Path, trainable: bool) -> PeftModel:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dllm_rl.errors import CheckpointError
+from dllm_rl.models.policy_head import write_settings
 
 BASE = "base"
 """Subfolder for the base of an adapter that no path or hub id leads to."""
@@ -83,6 +84,7 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
         base = network.get_base_model()
         # Embeddings never change size here; "auto" would ask the hub about it.
         network.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        write_settings(base, folder)
         (folder / "README.md").write_text(MODEL_CARD.format(base=base.name_or_path or "this/folder"))
         if not base.name_or_path:
             _write_base(network, folder / BASE, state_dict)

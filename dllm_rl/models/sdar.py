@@ -70,7 +70,7 @@ class SDARMoeConfig(PublishedConfig, Qwen3MoeConfig):
     }
 
 
-class SDARForCausalLM(ScoresRows, Qwen3ForCausalLM):  # type: ignore[no-untyped-call]
+class SDARForCausalLM(ScoresRows, Qwen3ForCausalLM):
     """SDAR under its published class name: position i predicts token i, and sees its block and those before.
 
     Which positions that are has to be said with `attention_mask`: without one, every position sees every other.
@@ -79,7 +79,7 @@ class SDARForCausalLM(ScoresRows, Qwen3ForCausalLM):  # type: ignore[no-untyped-
     config_class = SDARConfig
 
 
-class SDARMoeForCausalLM(ScoresRowsOfExperts, Qwen3MoeForCausalLM):  # type: ignore[no-untyped-call]
+class SDARMoeForCausalLM(ScoresRowsOfExperts, Qwen3MoeForCausalLM):
     """SDAR-MoE under its published class name; see `SDARForCausalLM`."""
 
     config_class = SDARMoeConfig

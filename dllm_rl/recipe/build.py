@@ -96,6 +96,7 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
         source=make_source(recipe, base, rows, model, arguments.seed, arguments.device),
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
+        head_learning_rate=recipe.train.head_learning_rate,
     )
     check_world(trainer)
     if needs_reference_copy(recipe):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.lora import add_lora
+from dllm_rl.models.policy_head import attach_head
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.shipped import find
 from dllm_rl.toys.model import tiny_llada
@@ -58,7 +60,12 @@ def _loaded(recipe: Recipe, base: Path) -> DiffusionModel:
         tokenizer=section.tokenizer,
         quantization=section.quantization,
         revision=section.revision,
+        head=_head(recipe),
     )
+
+
+def _head(recipe: Recipe) -> dict[str, Any] | None:
+    return None if recipe.model.head is None else recipe.model.head.model_dump()
 
 
 def _toy(recipe: Recipe) -> DiffusionModel:
@@ -71,6 +78,8 @@ def _toy(recipe: Recipe) -> DiffusionModel:
         model = tiny_llada(tokenizer=character_tokenizer(alphabet) if alphabet else None, **options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model.options: {error}") from error
+    if section.head is not None:
+        attach_head(model.network, section.head.model_dump())
     if section.lora is None:
         return model
     network = add_lora(model.network, section.lora, allow_dropout=recipe.algorithm.allows_dropout)

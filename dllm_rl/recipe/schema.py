@@ -22,6 +22,29 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+class PlannerSection(Section):
+    """A planner head: a logit per position that says whether to write there now."""
+
+    type: Literal["planner"]
+    initial_logit: float = -2.0
+    """Of every position at first; -2 writes one in eight per step."""
+
+
+class ScheduleSection(Section):
+    """A schedule head: a Gaussian policy over how to take the next step."""
+
+    type: Literal["schedule"]
+    features: Count
+    """Numbers it is shown at every step; the sampler says how many."""
+    actions: Count
+    """Numbers it decides; the sampler says how many."""
+    width: Count = 64
+    """Of its two hidden layers."""
+
+
+HeadSection = Annotated[PlannerSection | ScheduleSection, Field(discriminator="type")]
+
+
 class ModelSection(Section):
     """Which weights are trained, and how they are held."""
 
@@ -33,6 +56,8 @@ class ModelSection(Section):
     """Precision of the weights; auto: the checkpoint's own."""
     lora: Options | None = None
     """Fields of peft.LoraConfig; null trains every weight."""
+    head: HeadSection | None = None
+    """A policy head; a new one, unless the weights come with one of that type. Null: only one that they come with."""
     adapter: str | None = None
     """Folder of a LoRA adapter to start from. A reference is a frozen copy of the model with it."""
     tokenizer: str | None = None
@@ -203,6 +228,8 @@ class TrainSection(Section):
 
     views_per_forward: Count = 8
     """Noised copies scored by one forward; lower it when memory runs out, results do not change."""
+    head_learning_rate: Annotated[float, Field(gt=0)] | None = None
+    """Of a policy head; null: learning_rate."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -211,7 +238,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = upstream.training_arguments() | {"views_per_forward": "int"}
+        known = upstream.training_arguments() | {"views_per_forward": "int", "head_learning_rate": "float"}
         for key, value in self.arguments.items():
             if key in self._elsewhere:
                 raise _option_error(key, f"not set here: {self._elsewhere[key]}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.diffusion.denoiser import Denoiser
+from dllm_rl.diffusion.denoiser import Denoiser, SchedulingDenoiser
 from dllm_rl.diffusion.likelihood import score_views
 
 GroupContext = Callable[[bool], AbstractContextManager[object]]
@@ -41,15 +41,29 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
 def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
     """Score some views of a batch in one forward; differentiable if gradients are on."""
     views = batch.views.select(view)
+    if views.features is not None:
+        assert isinstance(denoiser, SchedulingDenoiser)
+        means = denoiser.schedule_at(views.features)
+        return Scores(means.new_zeros(views.canvas.shape), view, schedule=means)
     scores = score_views(denoiser, batch.sequences, views, views_per_forward=len(views), transform=batch.transform)
-    return Scores(scores.logp, view)
+    return Scores(scores.logp, view, scores.plan)
 
 
-def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Tensor:
-    """Log-probabilities of every view without gradient, [R, N]."""
+def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Scores:
+    """Scores of every view without gradient, `size` views per forward."""
     with torch.no_grad():
-        scores = score_views(denoiser, batch.sequences, batch.views, views_per_forward=size, transform=batch.transform)
-        return scores.logp
+        parts = [score_group(denoiser, batch, group.view) for group in view_groups(len(batch.views), size)]
+    return Scores(
+        torch.cat([part.logp for part in parts]),
+        torch.arange(len(batch.views)),
+        _joined([part.plan for part in parts]),
+        _joined([part.schedule for part in parts]),
+    )
+
+
+def _joined(parts: list[Tensor | None]) -> Tensor | None:
+    given = [part for part in parts if part is not None]
+    return torch.cat(given) if given else None
 
 
 def backward(
@@ -62,6 +76,7 @@ def backward(
     scale: float,
     group_context: GroupContext,
     back_propagate: Callable[[Tensor], None],
+    also: Tensor | None = None,
 ) -> list[Loss]:
     """Add the gradient of `scale * loss` to the parameters.
 
@@ -71,6 +86,7 @@ def backward(
         groups: the same number on every process.
         scale: what the sum is multiplied by: the inverse of the update's exact count, times what averaging over
             processes takes away.
+        also: added to the objective of the last group.
 
     Returns:
         Losses whose sum is the loss (detached).
@@ -81,9 +97,10 @@ def backward(
         parts = _scores_first(algorithm, batch, denoiser, frozen, groups)
     losses = []
     for index in range(len(groups)):
-        with group_context(index == len(groups) - 1):
+        last = index == len(groups) - 1
+        with group_context(last):
             objective, loss = next(parts)
-            back_propagate(scale * objective)
+            back_propagate(scale * objective if also is None or not last else scale * objective + also)
         losses += [loss] if loss is not None else []
     return losses
 
@@ -96,7 +113,7 @@ def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list
     for group in groups:
         scores = score_group(denoiser, batch, group.view)
         if group.padding:
-            yield scores.logp.sum() * 0.0, None
+            yield torch.stack([part.sum() for part in _numbers(scores)]).sum() * 0.0, None
             continue
         loss = algorithm.loss(batch, scores)
         yield loss.total, Loss(loss.total.detach(), loss.metrics)
@@ -107,12 +124,21 @@ def _scores_first(
 ) -> Iterator[Part]:
     """For any loss: coefficients from a pass without gradient, then one group at a time."""
     size = max(len(group.view) for group in groups)
-    logp = score_all(frozen, batch, size).requires_grad_()
-    loss = algorithm.loss(batch, Scores(logp, torch.arange(len(batch.views))))
-    (coefficient,) = torch.autograd.grad(loss.total, logp)
+    scores = score_all(frozen, batch, size)
+    numbers = [part.requires_grad_() for part in _numbers(scores)]
+    loss = algorithm.loss(batch, scores)
+    coefficients = torch.autograd.grad(loss.total, numbers, allow_unused=True, materialize_grads=True)
     pending: Loss | None = Loss(loss.total.detach(), loss.metrics)
     for group in groups:
-        scores = score_group(denoiser, batch, group.view)
-        weight = coefficient[group.view] * (0.0 if group.padding else 1.0)
-        yield (scores.logp * weight).sum(), pending
+        parts = _numbers(score_group(denoiser, batch, group.view))
+        share = 0.0 if group.padding else 1.0
+        terms = [(part * (share * weight[group.view])).sum() for part, weight in zip(parts, coefficients, strict=True)]
+        yield torch.stack(terms).sum(), pending
         pending = None
+
+
+def _numbers(scores: Scores) -> list[Tensor]:
+    """Everything scored that a loss can depend on. Where the schedule was asked, the network was not."""
+    if scores.schedule is not None:
+        return [scores.schedule]
+    return [scores.logp] if scores.plan is None else [scores.logp, scores.plan]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Material
-from dllm_rl.errors import CheckpointError, DivergenceError
+from dllm_rl.errors import CheckpointError, DivergenceError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.objectives.reduce import Mean
@@ -22,6 +22,7 @@ from dllm_rl.rng import fold
 from dllm_rl.training.backward import backward, score_all, view_groups
 from dllm_rl.training.checkpoint import load_weights
 from dllm_rl.training.order import Layout
+from dllm_rl.training.parts import LeaveIdle, freeze, idle_parameters, split_head, zero_share
 from dllm_rl.training.source import Sample, Source
 
 Evaluator = Callable[[], dict[str, float]]
@@ -55,18 +56,30 @@ class DiffusionTrainer(Trainer):
         source: Source,
         args: TrainingArguments,
         views_per_forward: int,
+        head_learning_rate: float | None = None,
         evaluator: Evaluator | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        freeze(model.network, algorithm)
         super().__init__(model=model.network, args=args, processing_class=model.tokenizer, callbacks=callbacks)
         self.diffusion = model
         self.algorithm = algorithm
         self.source = source
         self.views_per_forward = views_per_forward
+        self.head_learning_rate = head_learning_rate
         self.evaluator = evaluator
         self.samples: list[Sample] = []
         self._window: Window | None = None
         self._reports: dict[str, Mean] = {}
+        self.add_callback(LeaveIdle(model.network, algorithm))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The optimiser of the arguments, with parameter groups of its own for a policy head."""
+        made = self.optimizer is not None
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        if not made:
+            split_head(optimizer, self.diffusion.network, self.head_learning_rate)
+        return optimizer
 
     def get_train_dataloader(self) -> Sized:  # type: ignore[override]
         """A stand-in with the right length: rows are chosen in `get_batch_samples`."""
@@ -106,6 +119,7 @@ class DiffusionTrainer(Trainer):
             scale=scale,
             group_context=self._group_context(model, self.accelerator.sync_gradients),
             back_propagate=self._back_propagate,
+            also=zero_share(self._idle()),
         )
         for loss in losses:
             self._report(loss.metrics)
@@ -177,11 +191,25 @@ class DiffusionTrainer(Trainer):
         keys = fold(material.keys, "views", index)
         batch = self.algorithm.prepare(material, keys, self.diffusion.spec.mask_id)
         if self.algorithm.needs_behaviour and batch.behaviour_logp is None and iteration > 0:
-            batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward))
+            batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward).logp)
         if self.algorithm.needs_reference:
             with self.diffusion.reference() as reference:
-                batch = replace(batch, reference_logp=score_all(reference, batch, self.views_per_forward))
+                batch = replace(batch, reference_logp=score_all(reference, batch, self.views_per_forward).logp)
         return batch
+
+    def _idle(self) -> list[nn.Parameter]:
+        """What this update leaves as it is.
+
+        Raises:
+            RecipeError: under DeepSpeed, whose optimiser steps over everything it was given.
+        """
+        idle = idle_parameters(self.diffusion.network, self.algorithm.trains(self.state.global_step))
+        if idle and self.accelerator.distributed_type == DistributedType.DEEPSPEED:
+            raise RecipeError(
+                "this algorithm switches between the network and its head from update to update, which DeepSpeed's "
+                "optimiser cannot do; launch with recipes/accelerate/ddp.yaml"
+            )
+        return idle
 
     def _most_groups(self, batch: Batch) -> int:
         """Every process makes as many forwards and backwards as the one with the most views."""

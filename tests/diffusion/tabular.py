@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -52,14 +54,63 @@ class Tabular:
         *,
         prompt: Tensor | None = None,
         entropy: bool = False,
+        open: Tensor | None = None,
+        temperature: Tensor | None = None,
+        cfg_scale: Tensor | None = None,
     ) -> TokenScores:
+        assert open is None, "a table has no planner"
         transform = transform or Transform()
         logits = self.logits(canvas, attend)
-        if transform.cfg_scale:
+        if transform.cfg_scale or cfg_scale is not None:
             assert prompt is not None
             blind = self.logits(canvas.masked_fill(prompt, self.spec.mask_id), attend)
-            logits = guide(logits, blind, transform.cfg_scale)
+            own = None if cfg_scale is None else cfg_scale[:, None, None].expand(-1, canvas.shape[1], 1)
+            logits = guide(logits, blind, transform.cfg_scale if own is None else own)
+        if temperature is not None:
+            logits, transform = logits / temperature[:, None, None], replace(transform, temperature=1.0)
         logp = transform.log_probs(logits)
         picked = logp.gather(-1, tokens[..., None])[..., 0].where(where, torch.zeros(()).double())
         spread = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1).where(where, torch.zeros(()).double())
         return TokenScores(picked, spread if entropy else None)
+
+
+class Planned(Tabular):
+    """A table with a planner: a logit for every canvas and position. Both tables can require grad."""
+
+    def __init__(self, seed: int = 0, words: int = 3, longest: int = 4, eos_ids: tuple[int, ...] = ()) -> None:
+        super().__init__(seed, words, longest, eos_ids)
+        self.planner = Tabular(seed + 100, words, longest)
+
+    def plan(self, canvas: Tensor, attend: Tensor | None = None) -> Tensor:
+        return self.planner.logits(canvas, attend)[..., 0]
+
+    def plan_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.logits_at(canvas, where, attend), self.plan(canvas, attend)[where]
+
+    def score(
+        self,
+        canvas: Tensor,
+        tokens: Tensor,
+        where: Tensor,
+        attend: Tensor | None = None,
+        transform: Transform | None = None,
+        *,
+        prompt: Tensor | None = None,
+        entropy: bool = False,
+        open: Tensor | None = None,
+        temperature: Tensor | None = None,
+        cfg_scale: Tensor | None = None,
+    ) -> TokenScores:
+        scores = super().score(
+            canvas,
+            tokens,
+            where,
+            attend,
+            transform,
+            prompt=prompt,
+            entropy=entropy,
+            temperature=temperature,
+            cfg_scale=cfg_scale,
+        )
+        plan = None if open is None else self.plan(canvas, attend).masked_fill(~open, 0.0)
+        return TokenScores(scores.logp, scores.entropy, plan)

@@ -114,8 +114,8 @@ def test_a_joined_trajectory_has_the_steps_of_the_longest(trajectory):
 
 def test_entropies_are_joined_if_all_parts_measured_them_with_nothing_after_a_rows_last_step(trajectory):
     measured = replace(trajectory, entropy=torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=torch.float64))
-    short = replace(measured.select([1]), selection_logp=torch.zeros(1, 2, dtype=torch.float64))
-    short = replace(short, entropy=torch.tensor([[4.0, 5.0]], dtype=torch.float64))
+    two_steps = torch.tensor([[4.0, 5.0]], dtype=torch.float64)
+    short = replace(measured.select([1]), selection_logp=torch.zeros_like(two_steps), entropy=two_steps)
     joined = Trajectory.concatenate([short, measured]).entropy
     assert joined is not None and str(joined.tolist()) == "[[4.0, 5.0, nan], [1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]"
     assert Trajectory.concatenate([measured, trajectory]).entropy is None

@@ -240,7 +240,10 @@ def test_decoding_by_blocks_is_exact(implementation: str, fused: bool) -> None:
             where = here & (canvas == model.spec.mask_id)
             found = model.logits_through(cache, canvas, here | refresh_also, where, attend)
             with torch.no_grad():
-                assert_same(found, model.logits_at(canvas, where, attend))
+                whole = model.logits_at(canvas, where, attend)
+            # Transformers' eager attention takes its softmax in float32, whatever the weights are in.
+            rounding = 1e-10 if implementation == "sdpa" else 1e-6
+            torch.testing.assert_close(found, whole, atol=rounding, rtol=1e-8)
             canvas = torch.where(where & some(int(current[0]), share, length=length), tokens, canvas)
             refresh_also = torch.zeros_like(here)
         if fused:

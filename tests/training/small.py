@@ -37,7 +37,7 @@ class SmallDenoiser(nn.Module):
     def logits_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> Tensor:
         return self._logits(canvas, attend)[where]
 
-    def score(self, canvas, tokens, where, attend=None, transform=None, *, prompt=None, entropy=False):  # type: ignore[no-untyped-def]
+    def score(self, canvas, tokens, where, attend=None, transform=None, *, prompt=None, entropy=False, **heads):  # type: ignore[no-untyped-def]
         logits = self._logits(canvas, attend)
         logp = logits.log_softmax(-1) if transform is None else transform.log_probs(logits)
         taken = logp.gather(-1, tokens[..., None])[..., 0]

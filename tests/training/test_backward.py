@@ -103,7 +103,7 @@ def test_score_all_is_score_group_by_group_without_gradient(name: str) -> None:
     batch, denoiser = make_batch(ALGORITHMS[name]), SmallDenoiser()
     assert (batch.transform is not None) == (name == "cj_grpo"), "scored as drawn"
     everything = score_group(denoiser, batch, torch.arange(len(batch.views))).logp
-    got = score_all(denoiser, batch, 5)
+    got = score_all(denoiser, batch, 5).logp
     assert not got.requires_grad
     torch.testing.assert_close(got, everything.detach())
 

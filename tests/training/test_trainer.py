@@ -98,7 +98,7 @@ def test_a_rollout_serves_mu_updates_each_on_views_of_its_own(tiny: DiffusionMod
     assert not any(torch.equal(a, b) for a, b in zip(canvases, [*canvases[1:], canvases[0]], strict=True))
     assert first.behaviour_logp is None
     for batch in (second, third):
-        torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 100))
+        torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 100).logp)
         torch.testing.assert_close(batch.reference_logp, batch.behaviour_logp)
     trainer.train()
     ratios = [line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line]
