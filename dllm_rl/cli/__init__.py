@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
 from dllm_rl.cli.generate import add_generate, generate, replay
+from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
 from dllm_rl.errors import DllmRlError
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
     add_eval(command("eval", evaluate, "measure a model, or score completions in a file"))
     add_compare(command("compare", compare, "say whether two evaluations differ, example by example"))
+    add_lm_eval(command("lm-eval", lm_eval, "run tasks of lm-eval, which the extra `eval` installs"))
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
     export.add_argument("out", metavar="OUT", help="new folder")
