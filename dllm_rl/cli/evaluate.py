@@ -21,7 +21,7 @@ from dllm_rl.cli.common import (
 from dllm_rl.errors import RecipeError
 
 if TYPE_CHECKING:
-    from dllm_rl.evaluation.measure import Shard
+    from dllm_rl.evaluation.sitting import Shard
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -96,7 +96,7 @@ def _refuse_unwritable_place(out: Path) -> None:
 
 def shard_of_environment() -> Shard:
     """This process's share, as a launcher (accelerate, torchrun, --processes) tells it."""
-    from dllm_rl.evaluation.measure import Shard
+    from dllm_rl.evaluation.sitting import Shard
 
     return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 

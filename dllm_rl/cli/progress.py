@@ -8,9 +8,9 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from dllm_rl.evaluation.measure import Progress
 from dllm_rl.evaluation.metrics import Record
 from dllm_rl.evaluation.protocol import EvalProtocol
+from dllm_rl.evaluation.sitting import Progress
 
 
 class Bar(Progress):

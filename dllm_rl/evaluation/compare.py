@@ -99,8 +99,9 @@ def compare_results(task: str, first: EvalResult, second: EvalResult, *, force: 
         DataError: they are not of the same examples, or another protocol made them.
     """
     places = [[(record.index, record.sample) for record in result.records] for result in (first, second)]
-    known = first.protocol is not None and second.protocol is not None
-    notes = tuple(second.protocol.differences(first.protocol, but=OF_THE_MODEL)) if known else ()
+    notes: tuple[str, ...] = ()
+    if first.protocol is not None and second.protocol is not None:
+        notes = tuple(second.protocol.differences(first.protocol, but=OF_THE_MODEL))
     if notes and not force:
         raise DataError(
             f"{task}: more than the model differs ({'; '.join(notes)}); evaluate both in one way, or compare all the "

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from dllm_rl.evaluation.task import Questions, variant_of
+
 if TYPE_CHECKING:
     from dllm_rl.rollouts.engine import RolloutSettings
 
@@ -80,11 +82,8 @@ class EvalProtocol:
 
 
 def protocol_of(
+    questions: Questions,
     *,
-    task: str,
-    task_version: int,
-    prompt: str,
-    examples: Sequence[Mapping[str, Any]],
     samples: int,
     model: str,
     revision: str,
@@ -92,13 +91,13 @@ def protocol_of(
     settings: RolloutSettings,
     seed: int,
 ) -> EvalProtocol:
-    """The protocol of examples that are answered with these settings."""
+    """The protocol of questions that are answered with these settings."""
     return EvalProtocol(
-        task=task,
-        task_version=task_version,
-        prompt=prompt,
-        num_examples=len(examples),
-        data=digest_of(examples),
+        task=questions.task.name,
+        task_version=questions.task.version,
+        prompt=variant_of(questions.task),
+        num_examples=len(questions),
+        data=digest_of(questions.examples),
         samples=samples,
         model=model,
         revision=revision,

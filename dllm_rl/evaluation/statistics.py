@@ -81,7 +81,8 @@ def _sampled(sizes: Sequence[int], observed: int) -> float:
     from dllm_rl.rng import sample_keys, uniform
 
     weights, extreme = torch.tensor(sizes), 0
-    for key in sample_keys(0, torch.arange(FLIPS)).split(1000):
-        signs = (uniform(key, len(sizes)) < 0.5).to(torch.int64) * 2 - 1
+    for start in range(0, FLIPS, 1000):
+        keys = sample_keys(0, torch.arange(start, start + 1000))
+        signs = (uniform(keys, len(sizes)) < 0.5).to(torch.int64) * 2 - 1
         extreme += int(((signs * weights).sum(dim=1).abs() >= observed).sum())
     return (extreme + 1) / (FLIPS + 1)

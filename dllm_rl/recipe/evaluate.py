@@ -70,13 +70,10 @@ def evaluator(
 
 def _protocol(section: EvalSection, task: Any, recipe: Recipe) -> EvalProtocol:
     from dllm_rl.evaluation.protocol import protocol_of
-    from dllm_rl.evaluation.task import questions_of, variant_of
+    from dllm_rl.evaluation.task import questions_of
 
     return protocol_of(
-        task=task.name,
-        task_version=task.version,
-        prompt=variant_of(task),
-        examples=questions_of(task, section.limit).examples,
+        questions_of(task, section.limit),
         samples=1,
         model=recipe.output,
         revision="as it is trained",

@@ -96,7 +96,7 @@ def fills(model: DiffusionModel, context: list[int], length: int) -> list[int]:
 @pytest.mark.usefixtures("installed")
 def test_greedy_is_one_by_one_filling() -> None:
     model = dllm_rl.load_model(WEIGHTS)
-    contexts = ["123+459=", "700+81=", "5+6="]
+    contexts = ["123+459=", "700+081=", "005+006="]
     assert model.tokenizer is not None
     greedy = [model.tokenizer.decode(fills(model, ids(model, context), 4)) for context in contexts]
     assert all(len(text) == 4 for text in greedy)
@@ -157,8 +157,9 @@ def test_tasks_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
         for a, b in sums
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    generate = "generation_kwargs: {until: ['x']}\nmetric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]"
-    choose = "doc_to_choice: '{{choices}}'\nmetric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]"
+    metric = "metric_list: [{metric: METRIC, aggregation: mean, higher_is_better: true}]"
+    generate = "generation_kwargs: {until: ['x']}\n" + metric.replace("METRIC", "exact_match")
+    choose = "doc_to_choice: '{{choices}}'\n" + metric.replace("METRIC", "acc")
     for name, kind, target, more in (
         ("sums", "generate_until", "answer", generate),
         ("choice", "multiple_choice", "gold", choose),

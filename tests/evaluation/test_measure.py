@@ -16,10 +16,11 @@ import pytest
 
 from dllm_rl.cli import main
 from dllm_rl.errors import DataError, RecipeError
-from dllm_rl.evaluation import measure
+from dllm_rl.evaluation import sitting
 from dllm_rl.evaluation.answer import answer
-from dllm_rl.evaluation.measure import Progress, Shard, evaluate_model
+from dllm_rl.evaluation.measure import evaluate_model
 from dllm_rl.evaluation.metrics import EvalResult, Record
+from dllm_rl.evaluation.sitting import Progress, Shard
 from dllm_rl.evaluation.task import load_task, questions_of
 from dllm_rl.models.load import load_model
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -244,7 +245,7 @@ def test_what_cannot_be_asked_for(workshop: Path, tmp_path: Path, options: dict[
 
 
 def test_tasks_of_one_name_are_refused() -> None:
-    with pytest.raises(RecipeError, match="two of the tasks are called arithmetic"):
+    with pytest.raises(RecipeError, match="two of the tasks arithmetic, eval/arithmetic.py have one name"):
         evaluate_model(WEIGHTS, ["arithmetic", "eval/arithmetic.py"], SAMPLED)
 
 
@@ -252,7 +253,7 @@ def test_the_model_is_loaded_once_and_only_if_it_is_needed(
     workshop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loads = []
-    monkeypatch.setattr(measure, "load_model", lambda path, **how: loads.append(path) or load_model(path, **how))
+    monkeypatch.setattr(sitting, "load_model", lambda path, **how: loads.append(path) or load_model(path, **how))
     (tmp_path / "other.py").write_text((ROOT / "eval/arithmetic.py").read_text().replace('name = "arith', 'name = "b'))
     tasks, model = ["arithmetic", str(tmp_path / "other.py")], str(workshop / "model")
     data = dict.fromkeys(tasks, str(workshop / "sums.jsonl"))
@@ -311,7 +312,7 @@ def test_killed_at_random_times(workshop: Path, whole: dict[str, bytes], tmp_pat
     """Real kills, at any moment of the work; test_store.py has every moment of a write."""
     out, draw, kills = tmp_path / "killed", random.Random(0), 0
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for delay in [draw.uniform(0.0, 0.1) for _ in range(4)] + [60.0]:
+    for delay in [draw.uniform(0.0, 0.1) for _ in range(3)] + [60.0]:
         argv = [sys.executable, "-c", DOOMED, str(delay), *command(workshop, out, "--batch-size", "1")]
         killed = subprocess.run(argv, env=environment, cwd=ROOT, check=False).returncode
         kills += killed == -signal.SIGKILL

@@ -10,6 +10,7 @@ import pytest
 from dllm_rl.errors import CheckpointError
 from dllm_rl.evaluation.protocol import EvalProtocol, digest_of, protocol_of
 from dllm_rl.evaluation.revision import revision_of
+from dllm_rl.evaluation.task import Questions, load_task
 from dllm_rl.models import DiffusionModel
 from dllm_rl.rollouts.engine import RolloutSettings
 from dllm_rl.toys.model import tiny_llada
@@ -41,10 +42,7 @@ OTHER = {
 
 def protocol(**changes: object) -> EvalProtocol:
     made = protocol_of(
-        task="gsm8k",
-        task_version=1,
-        prompt="default",
-        examples=[{"question": "1+1?", "answer": "#### 2"}],
+        Questions(load_task("gsm8k"), [{"question": "1+1?", "answer": "#### 2"}], ["1+1?"]),
         samples=1,
         model="model",
         revision="1234",

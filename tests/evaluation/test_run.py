@@ -144,6 +144,8 @@ def test_chat_prompts(tiny: DiffusionModel) -> None:
     turns = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     tokenizer.chat_template = turns + "{% if add_generation_prompt %}>{% endif %}"
     assert tokenizer.decode(encode_prompt(tokenizer, messages)) == "[system]Add.[user]1+1=>"
+    begun = [*messages, {"role": "assistant", "content": "It "}]  # an answer that has a beginning already
+    assert tokenizer.decode(encode_prompt(tokenizer, begun)) == "[system]Add.[user]1+1=>It "
     tokenizer.chat_template = None
     assert tokenizer.decode(encode_prompt(tokenizer, messages)) == "Add.\n\n1+1="
     assert tokenizer.decode(encode_prompt(tokenizer, "1+1=")) == "1+1="
