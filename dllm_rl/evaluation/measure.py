@@ -11,7 +11,7 @@ from dllm_rl.evaluation.metrics import EvalResult
 from dllm_rl.evaluation.protocol import protocol_of
 from dllm_rl.evaluation.revision import revision_of
 from dllm_rl.evaluation.sitting import Examinee, Progress, Shard, Sitting
-from dllm_rl.evaluation.task import load_task, questions_of
+from dllm_rl.evaluation.task import EvalTask, load_task, questions_of
 from dllm_rl.rollouts.engine import RolloutSettings
 
 
@@ -59,17 +59,12 @@ def evaluate_model(
         DataError: rows were given for several tasks, or cannot be used.
         ModelContractError: the model has no tokenizer.
     """
-    if isinstance(data, str) and len(tasks) != 1:
-        raise DataError(f"rows from {data} were given for {len(tasks)} tasks ({', '.join(tasks)}); expected one task")
     if out is None and shard is not None and shard.world > 1:
         raise RecipeError(f"{shard.world} processes share their answers by files; give a folder (--out)")
     for name, value in (("samples", samples), ("batch size", batch_size)):
         if value < 1:
             raise RecipeError(f"{name} is {value}; expected at least 1")
-    files = data if isinstance(data, Mapping) else dict.fromkeys(tasks, data)
-    loaded = [load_task(task, path=files.get(task), prompt=prompt) for task in tasks]
-    if len({task.name for task in loaded}) < len(loaded):
-        raise RecipeError(f"two of the tasks {', '.join(tasks)} have one name; evaluate them one after the other")
+    loaded = _load(tasks, data, prompt)
     weights = revision_of(path, revision)
     sittings = []
     for task in loaded:
@@ -80,6 +75,16 @@ def evaluate_model(
         sittings.append(Sitting(questions, protocol, batch_size, shard or Shard(), out))
     found = _sit(sittings, Examinee(path, settings, dtype, device, revision), progress or Progress())
     return {task: result for task, result in found.items() if result is not None}
+
+
+def _load(tasks: Sequence[str], data: str | Mapping[str, str] | None, prompt: str | None) -> list[EvalTask]:
+    if isinstance(data, str) and len(tasks) != 1:
+        raise DataError(f"rows from {data} were given for {len(tasks)} tasks ({', '.join(tasks)}); expected one task")
+    files = data if isinstance(data, Mapping) else dict.fromkeys(tasks, data)
+    loaded = [load_task(task, path=files.get(task), prompt=prompt) for task in tasks]
+    if len({task.name for task in loaded}) < len(loaded):
+        raise RecipeError(f"two of the tasks {', '.join(tasks)} have one name; evaluate them one after the other")
+    return loaded
 
 
 def _sit(sittings: Sequence[Sitting], examinee: Examinee, progress: Progress) -> dict[str, EvalResult | None]:
