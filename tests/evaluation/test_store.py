@@ -89,6 +89,11 @@ def test_a_part_of_another_evaluation_is_refused_if_it_holds_records(tmp_path: P
     store(tmp_path).close()
     part.write_text(header + '{"index": 0')
     store(tmp_path).close()
+    over = store(tmp_path, 4)  # nothing of it is kept, not even how it was to be made
+    over.append(RECORDS[:1])
+    over.close()
+    assert store(tmp_path).done() == {ITEMS[0]: RECORDS[0]}
+    part.write_text(header)
     store_of_five = RecordStore(tmp_path / "gsm8k.jsonl", protocol(seed=5, samples=2, num_examples=3), ITEMS, 4)
     store_of_five.append(RECORDS[:1])
     with pytest.raises(RecipeError, match="part-4 is of another evaluation .*seed is 5 there, 0 here"):
