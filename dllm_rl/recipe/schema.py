@@ -196,6 +196,8 @@ class EvalSection(DecodingSection):
     """Names of shipped tasks, such as gsm8k, or files, such as eval/gsm8k.py."""
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: only before and after training."""
+    prompt: str | None = None
+    """Variant of the tasks' prompts, such as d1; null: each task's own."""
     limit: Count | None = None
     """Use only this many rows of a task, the first ones."""
     path: str | None = None
