@@ -15,7 +15,7 @@ from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
 from dllm_rl.cli.generate import add_generate, generate, replay
 from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
 from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
-from dllm_rl.errors import DllmRlError, RecipeError
+from dllm_rl.errors import DllmRlError
 
 if TYPE_CHECKING:
     from dllm_rl.recipe.build import RunResult

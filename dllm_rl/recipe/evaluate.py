@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 def evaluator(
     recipe: Recipe, base: Path, model: DiffusionModel, accelerator: Accelerator, update: Callable[[], int]
 ) -> Callable[[], dict[str, float]] | None:
-    """A function that runs every task and gives `eval/TASK/accuracy` and its standard error, or None without tasks.
+    """A function that runs every task, or None without tasks.
 
-    Every answer is kept in OUTPUT/eval/update-N/TASK.jsonl, as `dllm-rl eval --out` keeps it, for `dllm-rl compare`.
+    It gives `eval/TASK/accuracy`, its `std_error`, the number of examples `n` and the mean `forwards` of one. Every
+    answer is kept in OUTPUT/eval/update-N/TASK.jsonl, as `dllm-rl eval --out` keeps it, for `dllm-rl compare`.
 
     Args:
         update: tells after which update the weights are measured.
@@ -63,6 +64,7 @@ def evaluator(
             metrics[f"eval/{task.name}/accuracy"] = result.accuracy
             metrics[f"eval/{task.name}/std_error"] = result.std_error
             metrics[f"eval/{task.name}/n"] = result.n
+            metrics[f"eval/{task.name}/forwards"] = result.nfe
         return metrics
 
     return evaluate

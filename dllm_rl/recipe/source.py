@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
+from dllm_rl.toys import arithmetic, column_sum, small_sudoku
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.inpaint import make_inpainter
 from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource, Source
@@ -27,6 +28,13 @@ from dllm_rl.training.traces import with_traces
 log = logging.getLogger(__name__)
 
 Rows = Sequence[PromptRow] | Sequence[Example]
+
+_TOYS: Mapping[str, Callable[..., list[Row]]] = {
+    "arithmetic": arithmetic.rows,
+    "column_sum": column_sum.rows,
+    "small_sudoku": small_sudoku.rows,
+}
+"""Procedural sources, as `toy:NAME`."""
 
 
 def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
@@ -79,12 +87,11 @@ def raw_rows(recipe: Recipe, base: Path) -> list[Row]:
         return read_rows(find(section.path, base) or section.path, name=section.name, split=section.split)[
             : section.limit
         ]
-    if toy != "arithmetic":
-        raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
-    from dllm_rl.toys.arithmetic import rows as arithmetic_rows
-
+    if toy not in _TOYS:
+        there = " and ".join(f"toy:{name}" for name in _TOYS)
+        raise DataError(f"data.path: no procedural source {section.path!r}; there are {there}")
     try:
-        return arithmetic_rows(section.split, **section.options)[: section.limit]
+        return _TOYS[toy](section.split, **section.options)[: section.limit]
     except TypeError as error:
         raise DataError(f"data.options: {error}") from error
 

@@ -128,7 +128,8 @@ def test_the_test_split_of_a_whole_release_and_any_other_file_as_it_is(shared: P
 
 def test_names_and_files() -> None:
     assert load_task("gsm8k").name == load_task("eval/gsm8k.py").name == "gsm8k"
-    assert {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")} == {*FILES, "arithmetic"}
+    shipped = {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")}
+    assert shipped == {*FILES, "arithmetic", "column_sum", "small_sudoku"}
     with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, humaneval, math500, mbpp"):
         load_task("gsm")
     with pytest.raises(RecipeError, match=r"no file eval/none\.py"):
@@ -143,6 +144,30 @@ def test_toy_arithmetic_makes_its_own_rows() -> None:
         left, right = str(task.prompt(example)).rstrip("=").split("+")
         assert task.score(example, str(int(left) + int(right))).value == 1
         assert task.score(example, str(int(left) + int(right) + 1)).value == 0
+
+
+def test_column_sums_are_judged_by_what_follows_the_marker() -> None:
+    task = load_task("column_sum")
+    examples = task.examples()
+    assert len(examples) == 1000
+    for example in examples[:50]:
+        assert task.score(example, example["completion"]).value == 1
+        assert task.score(example, f"99,99#{example['answer']}").value == 1
+        assert task.score(example, f"{example['trace'][:-4]}{int(example['answer']) + 1}").value == 0
+        assert task.score(example, example["answer"]).value == 0
+
+
+def test_small_sudoku_is_right_or_wrong() -> None:
+    task = load_task("small_sudoku")
+    examples = task.examples()
+    assert len(examples) == 1000
+    for example in examples[:20]:
+        assert task.prompt(example) == f"{example['puzzle']}="
+        assert task.score(example, example["solution"]).value == 1
+        assert task.score(example, example["solution"][:-1]).value == 0
+        assert task.score(example, example["solution"][::-1]).value == float(
+            example["solution"] == example["solution"][::-1]
+        )
 
 
 def test_sudoku_needs_rows() -> None:

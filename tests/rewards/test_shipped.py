@@ -81,6 +81,13 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
     ("length.py:overlong", ["", "a", "b"], {}, [0, -0.5, -1]),
     ("speed.py:fewer_forwards", ["", "a", "b"], {}, [-0.02, -0.5, -1.0]),
+    ("column_sum.py:correctness", ["12,13#0012", "12#1", "0012"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    (
+        "small_sudoku.py:correctness",
+        ["3142243142131324", "4142243142131324", "<answer>3142243142131324</answer>"],
+        {"puzzle": SUDOKU["puzzle"]},
+        [1, 0, 0],
+    ),
     (
         "code.py:mbpp",
         ["```python\ndef sum(a, b):\n    return a + b\n```", "def sum(a, b): return a", "3"],
