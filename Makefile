@@ -10,7 +10,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 .venv: .venv/.installed
 .venv/.installed: pyproject.toml constraints.txt startup/dllm_rl.pth startup/dllm_rl.start
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --editable '.[dev,deepspeed]'
+	$(PY) -m pip install --quiet --editable '.[dev,deepspeed,eval]'
 	touch $@
 
 # Trains a tiny model with RL, about three minutes on two CPU cores, and prints what it learned.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +12,20 @@ import torch
 
 from dllm_rl.errors import DataError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.rewards import RewardPanel, load_function
+from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
 from dllm_rl.toys import arithmetic, column_sum, small_sudoku
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
-from dllm_rl.training.source import ExampleSource, RolloutSource, Source
+from dllm_rl.training.inpaint import make_inpainter
+from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource, Source
+from dllm_rl.training.traces import with_traces
+
+log = logging.getLogger(__name__)
 
 Rows = Sequence[PromptRow] | Sequence[Example]
 
@@ -37,26 +44,43 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
         DataError: a file, a column or a row cannot be used.
     """
     section = recipe.data
-    rows = _raw_rows(recipe, base)
+    rows = raw_rows(recipe, base)
     if section.map is not None:
-        function = load_function(section.map, base)
-        rows = [function(row) for row in rows]
+        rows = mapped(rows, load_function(section.map, base), section.path)
     form = PromptFormat(model.tokenizer, section.prompt, section.system, section.path)
     rule = LengthRule(
         max_prompt=section.max_prompt_length,
         max_total=model.max_positions,
         completion=recipe.rollout.gen_length if recipe.rollout else 0,
         drop=section.overlong == "drop",
+        max_completion=section.max_completion_length,
     )
     if recipe.algorithm.source == "rollouts":
-        return prompt_rows(rows, form, rule)
+        prompts = prompt_rows(rows, form, rule)
+        hints = recipe.algorithm.inpainting
+        return prompts if hints is None else with_traces(prompts, hints, model.tokenizer, section.path)
     eos_id = model.spec.eos_ids[0]
     if recipe.algorithm.source == "pairs":
         return pair_rows(rows, form, rule, eos_id)
     return text_rows(rows, form, rule, eos_id)
 
 
-def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+def mapped(rows: Sequence[Row], function: Callable[[Row], Row | None], source: str) -> list[Row]:
+    """What `data.map` makes of the rows. Those for which it returns None are left out, and counted.
+
+    Raises:
+        DataError: none is left.
+    """
+    kept = [made for row in rows if (made := function(row)) is not None]
+    if not kept:
+        raise DataError(f"{source}: data.map left out all {len(rows)} rows")
+    if len(kept) < len(rows):
+        log.warning("%s: data.map left out %d of %d rows", source, len(rows) - len(kept), len(rows))
+    return kept
+
+
+def raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+    """Rows as the data have them, before `data.map`."""
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":
@@ -94,12 +118,23 @@ def make_source(
         rows: as `load_data` made them.
         device: where the model will be once the trainer has it.
     """
-    if recipe.rollout is None or recipe.reward is None:
+    if recipe.rollout is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
-    engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
-    panel = RewardPanel.load(
-        recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
-    )
+    settings = replace(settings_of(recipe.rollout), record_predictions=recipe.algorithm.judges_steps)
+    engine = LocalEngine(model, settings, recipe.rollout.batch_size)
+    if recipe.reward is None:
+        return DemonstrationSource(rows, seed, engine, recipe.algorithm, recipe.rollout.num_generations, device)
+    panel = make_panel(recipe.reward, base)
+    generations = recipe.rollout.num_generations
+    inpainter = None
+    if recipe.algorithm.inpainting is not None:
+        inpainter = make_inpainter(
+            recipe.algorithm.inpainting,
+            recipe.reward.functions,
+            [function.name for function in panel.functions],
+            num_generations=generations,
+            gen_length=recipe.rollout.gen_length,
+        )
     return RolloutSource(
-        rows, seed, engine, panel, recipe.algorithm, recipe.rollout.num_generations, decode_until_eos(model), device
+        rows, seed, engine, panel, recipe.algorithm, generations, decode_until_eos(model), device, inpainter
     )

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from dllm_rl.errors import DataError
+from dllm_rl.rollouts.hints import Trace
 from dllm_rl.rollouts.rows import Row
 from dllm_rl.rollouts.text import encode_prompt, prompt_text
 
@@ -25,6 +26,10 @@ class PromptRow:
     ids: list[int]
     prompt: str | Messages
     columns: Row
+    trace: Trace | None = None
+    """What hints for this prompt come from."""
+    place: int = 0
+    """Which of the data's rows this is."""
 
     def as_completion(self, text: str) -> str | Messages:
         """A completion in the prompt's own format, as TRL's reward convention has it."""
@@ -32,6 +37,11 @@ class PromptRow:
 
     def as_text(self) -> str:
         return prompt_text(self.prompt)
+
+
+def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
+    """Columns as lists, one entry per row, as reward functions take them."""
+    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +132,8 @@ class LengthRule:
     completion: int
     """Tokens that a rollout adds; 0 for data that bring their own completions."""
     drop: bool
+    max_completion: int | None = None
+    """Tokens that a completion of the data may have, with those that end it."""
 
     def keep(self, prompt: Sequence[int], longest_completion: int, index: int, source: str) -> bool:
         """Whether a row fits.
@@ -135,6 +147,10 @@ class LengthRule:
         reason = None
         if self.max_prompt is not None and len(prompt) > self.max_prompt:
             reason = f"its prompt has {len(prompt)} tokens, data.max_prompt_length is {self.max_prompt}"
+        elif self.max_completion is not None and longest_completion > self.max_completion:
+            reason = (
+                f"its completion has {longest_completion} tokens, data.max_completion_length is {self.max_completion}"
+            )
         elif self.max_total is not None and total > self.max_total:
             reason = f"prompt and completion need {total} positions, the model has {self.max_total}"
         if reason and not self.drop:
@@ -158,7 +174,7 @@ def fitting(rows: Iterable[tuple[Any, bool]], source: str) -> list[Any]:
         else:
             dropped += 1
     if not kept:
-        raise DataError(f"{source}: all {dropped} rows are too long; raise data.max_prompt_length or shorten them")
+        raise DataError(f"{source}: all {dropped} rows are too long; raise the limits in data or shorten them")
     if dropped:
         log.warning("%s: left out %d of %d rows that are too long", source, dropped, dropped + len(kept))
     return kept
@@ -182,7 +198,7 @@ def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> li
                 )
             ids = form.ids(prompt)
             columns = {name: value for name, value in row.items() if name != "prompt"}
-            yield PromptRow(ids, prompt, columns), rule.keep(ids, 0, index, form.source)
+            yield PromptRow(ids, prompt, columns, place=index), rule.keep(ids, 0, index, form.source)
 
     return fitting(convert(), form.source)
 

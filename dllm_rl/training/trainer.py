@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from dllm_rl.algorithms.base import Algorithm, Batch, Material
 from dllm_rl.errors import CheckpointError, DivergenceError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
-from dllm_rl.objectives.reduce import Mean
+from dllm_rl.objectives.reduce import Report
 from dllm_rl.rng import fold
-from dllm_rl.training.backward import backward, score_all, view_groups
+from dllm_rl.training.backward import backward, score_all, score_with_entropy, view_groups
 from dllm_rl.training.checkpoint import load_weights
+from dllm_rl.training.in_step import in_step, weights_are_spread
 from dllm_rl.training.order import Layout
 from dllm_rl.training.parts import LeaveIdle, freeze, idle_parameters, split_head, zero_share
 from dllm_rl.training.source import Sample, Source
@@ -70,7 +71,7 @@ class DiffusionTrainer(Trainer):
         self.evaluator = evaluator
         self.samples: list[Sample] = []
         self._window: Window | None = None
-        self._reports: dict[str, Mean] = {}
+        self._reports: dict[str, Report] = {}
         self.add_callback(LeaveIdle(model.network, algorithm))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -173,7 +174,8 @@ class DiffusionTrainer(Trainer):
 
     def _open(self, window: int, num_batches: int) -> Window:
         with evaluating(self.diffusion.network), torch.no_grad():
-            harvest = self.source.harvest(window, self.layout, self.state.global_step)
+            with self._in_step(self.diffusion):
+                harvest = self.source.harvest(window, self.layout, self.state.global_step)
             batches = [
                 [
                     self._batch(material, iteration, micro_batch, num_batches)
@@ -189,13 +191,28 @@ class DiffusionTrainer(Trainer):
         """Draw the views and score what must be known before the first update."""
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
         keys = fold(material.keys, "views", index)
-        batch = self.algorithm.prepare(material, keys, self.diffusion.spec.mask_id)
-        if self.algorithm.needs_behaviour and batch.behaviour_logp is None and iteration > 0:
-            batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward).logp)
+        batch = self.algorithm.prepare(replace(material, iteration=index), keys, self.diffusion.spec.mask_id)
+        with self._in_step(self.diffusion):
+            batch = self._as_behaviour(material, batch, iteration)
         if self.algorithm.needs_reference:
-            with self.diffusion.reference() as reference:
+            with self.diffusion.reference() as reference, self._in_step(reference):
                 batch = replace(batch, reference_logp=score_all(reference, batch, self.views_per_forward).logp)
         return batch
+
+    def _as_behaviour(self, material: Material, batch: Batch, iteration: int) -> Batch:
+        """What the weights that wrote the rollout say: what is not to be learned, and scores for later iterations."""
+        unknown = self.algorithm.needs_behaviour and batch.behaviour_logp is None and iteration > 0
+        if self.algorithm.needs_entropy(material):
+            scores = score_with_entropy(self.diffusion, batch, self.views_per_forward)
+            batch = self.algorithm.filtered(material, batch, scores.entropy)
+            logp = scores.logp.masked_fill(~batch.views.scored, 0.0)
+            return replace(batch, behaviour_logp=logp) if unknown else batch
+        if unknown:
+            batch = replace(batch, behaviour_logp=score_all(self.diffusion, batch, self.views_per_forward).logp)
+        return batch
+
+    def _in_step(self, model: DiffusionModel) -> AbstractContextManager[None]:
+        return in_step(model, weights_are_spread(self.accelerator))
 
     def _idle(self) -> list[nn.Parameter]:
         """What this update leaves as it is.
@@ -244,7 +261,9 @@ class DiffusionTrainer(Trainer):
         if not names:
             return {}
         device = self.accelerator.device
-        parts = [torch.stack([self._reports[n].total, self._reports[n].count]).double().to(device) for n in names]
-        self._reports = {}
-        sums = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
-        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        reports = [self._reports.pop(name) for name in names]
+        sizes = [len(report.sums) for report in reports]
+        parts = torch.cat([torch.stack(report.sums).double().to(device) for report in reports])
+        sums = self.accelerator.reduce(parts, reduction="sum").cpu().split(sizes)
+        totals = {name: type(report)(*part) for name, report, part in zip(names, reports, sums, strict=True)}
+        return {name: float(total.value) for name, total in totals.items() if total.sums[-1]}

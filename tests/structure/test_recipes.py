@@ -19,6 +19,8 @@ LAUNCHERS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
 METHOD = {
     "quickstart": "diffu_grpo",
     "tiny_sft": "sft",
+    "igpo_sft": "sft",
+    "planner": "planner_imitation",
     "tiny_column_sum": "diffu_grpo",
     "tiny_column_sum_sft": "sft",
     "tiny_small_sudoku": "diffu_grpo",

@@ -99,6 +99,22 @@ def test_long_rows_are_an_error_or_left_out_and_counted(form: PromptFormat, capl
         prompt_rows(rows, form, LengthRule(max_prompt=1, max_total=None, completion=0, drop=True))
 
 
+def test_long_completions_are_an_error_or_left_out_and_counted(
+    form: PromptFormat, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The limit counts what ends a completion, so that none is longer than a canvas of that size."""
+    rows = [{"prompt": "a", "completion": "12345"}, {"prompt": "a", "completion": "123456"}]
+    rule = LengthRule(max_prompt=None, max_total=None, completion=0, drop=False, max_completion=6)
+    with pytest.raises(DataError, match=r"row 1: its completion has 7 tokens, data.max_completion_length is 6"):
+        text_rows(rows, form, rule, EOS)
+    pairs = [{"prompt": "a", "chosen": "1", "rejected": "123456"}]
+    with pytest.raises(DataError, match=r"row 0: its completion has 7 tokens"):
+        pair_rows(pairs, form, rule, EOS)
+    with caplog.at_level(logging.WARNING):
+        kept = text_rows(rows, form, LengthRule(None, None, 0, drop=True, max_completion=6), EOS)
+    assert [len(row.completions[0]) for row in kept] == [6] and "left out 1 of 2 rows" in caplog.text
+
+
 def test_text_that_the_tokenizer_lacks_is_refused(form: PromptFormat) -> None:
     with pytest.raises(DataError, match="data: the tokenizer has no ids for the prompt '£5'"):
         prompt_rows([{"prompt": "£5"}], form, ANY)
