@@ -49,9 +49,72 @@ METHODS = (
             "rollout=null",
             "train.per_device_train_batch_size=32",
         ),
+        by_task={"column_sum": ("train.learning_rate=1e-4",)},
         first=("-m", "results.tiny.pairs", "$recipe", "$folder/pairs.jsonl"),
     ),
     Method("diffu_grpo", "diffu-GRPO"),
     Method("cj_grpo", "CJ-GRPO", ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",)),
+    Method("mdpo", "MDPO", ("algorithm={type: mdpo, kl_coefficient: 0.0}", "rollout.sampler=rcr")),
+    Method(
+        "igpo",
+        "IGPO",
+        (
+            "algorithm={type: igpo, kl_coefficient: 0.0, ratio_level: token, corruption: {type: fixed_count}, "
+            "num_draws: 4}",
+        ),
+        by_task={
+            "column_sum": ("algorithm.hints={min_chunk: 2, max_chunk: 4}",),
+            # The last row of the grid stands for the answer: hints never show it.
+            "small_sudoku": (
+                "algorithm.hints={min_chunk: 2, max_chunk: 4, reference_column: solution, answer_column: solution, "
+                "answer_pattern: '(....)$$'}",
+            ),
+        },
+    ),
+    Method(
+        "co_grpo",
+        "Co-GRPO",
+        (
+            "algorithm={type: co_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",
+            "model.head={type: schedule, features: 15, actions: 1}",
+            "reward.speed_exponent=0.5",
+            "rollout.sampler=schedule",
+            "rollout.options={learned: commit, sigma: 0.6, sigma_end: 0.3, sigma_updates: 40}",
+            "train.head_learning_rate=3e-2",
+            "eval.sampler=schedule",
+            "eval.options={learned: commit}",
+        ),
+    ),
+    Method(
+        "dultra",
+        "dUltra",
+        (
+            "algorithm={type: dultra, baseline: leave_one_out}",
+            "model.path=$folder/planner",
+            "reward.speed_exponent=0.6",
+            "rollout.sampler=planner",
+            "rollout.steps=null",
+            "train.head_learning_rate=3e-4",
+            "eval.sampler=planner",
+            "eval.steps=null",
+        ),
+        first=(
+            "$recipe",
+            "algorithm={type: planner_imitation}",
+            "model.head={type: planner}",
+            "reward=null",
+            "rollout.num_generations=2",
+            "rollout.sampler=threshold",
+            "rollout.options={threshold: 0.9, order: max}",
+            "rollout.steps=null",
+            "train.max_steps=100",
+            "train.per_device_train_batch_size=32",
+            "train.learning_rate=1e-2",
+            "eval.sampler=planner",
+            "eval.steps=null",
+            "eval.every=0",
+            "output=$folder/planner",
+        ),
+    ),
 )
 SEEDS = (0, 1, 2)
