@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -42,6 +43,7 @@ class DUltra(GroupRelative):
         "journal={arXiv preprint arXiv:2512.21446}, year={2025}}"
     )
     head: ClassVar[Literal["planner", "schedule"] | None] = "planner"
+    samplers: ClassVar[tuple[str, ...] | None] = ("planner",)
 
     type: Literal["dultra"] = "dultra"
     clip_low: Annotated[float, Field(gt=0)] = 0.2
@@ -80,6 +82,12 @@ class DUltra(GroupRelative):
     @property
     def is_sum_over_views(self) -> bool:
         return True
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        if options.get("mode", "sample") != "sample":
+            raise ValueError(
+                f"mode is {options['mode']!r}, and dultra learns the law of the planner's coins; leave it at sample"
+            )
 
     def trains(self, update: int) -> Trained:
         return self.parameters

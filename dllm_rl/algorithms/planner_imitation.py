@@ -31,6 +31,11 @@ class PlannerImitation(Algorithm):
     """
 
     source: ClassVar[Literal["text", "pairs", "rollouts"]] = "rollouts"
+    samplers: ClassVar[tuple[str, ...] | None] = (
+        *("llada", "rl", "threshold", "ancestral", "ass", "dream", "entropy", "eoser", "eoser_ass", "first_hitting"),
+        *("margin", "maskgit", "pc", "pc_linear", "sdar", "factor", "eb", "klass", "localleap", "dus"),
+    )
+    """Those that hide nothing again and ask no head."""
     needs_reward: ClassVar[bool] = False
     head: ClassVar[Literal["planner", "schedule"] | None] = "planner"
     learns: ClassVar[Trained] = "head"

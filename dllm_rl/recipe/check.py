@@ -8,6 +8,7 @@ from typing import Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.evaluation.task import load_task
+from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.gold import judged_by_hand
 from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import Recipe
@@ -29,7 +30,8 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
     Raises:
         DllmRlError: something is missing, or a reward function cannot judge the first rows.
     """
-    _refuse_missing_folder(recipe.model.path, base)
+    check_options(recipe)
+    yield from _model(recipe.model.path, base)
     rows = _first_rows(recipe, base)
     if rows:
         yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
@@ -46,13 +48,15 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
         yield f"eval: {', '.join(task.name for task in tasks)}"
 
 
-def _refuse_missing_folder(path: str, base: Path) -> None:
+def _model(path: str, base: Path) -> Iterator[str]:
     """A hub id is owner/name; what looks like anything else must be a folder."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and not path.startswith("toy:") and find(path, base) is None:
+    if path.startswith("toy:") or find(path, base) is not None:
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise RecipeError(
             f"model.path: there is no folder {path}; give a checkpoint's folder, a run's output or a hub id"
         )
+    yield f"model: {path} is no folder here, so it is looked for on the hub"
 
 
 def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:

@@ -79,5 +79,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise RecipeError(f"override {override!r}: {'.'.join(parents[:depth])} is {section!r}, which has no keys")
+            raise RecipeError(
+                f"override {override!r}: {'.'.join(parents[:depth])} is {section!r}, which has no keys; "
+                f"give the whole of it, as {'.'.join(parents[:depth])}={{key: value, ...}}"
+            )
     section[key] = parse(text, f"override {override!r}")

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from dllm_rl.algorithms import AlgorithmSection
-from dllm_rl.recipe import upstream
+from dllm_rl.recipe import fit, upstream
 from dllm_rl.recipe.explain import suggestion
 
 Count = Annotated[int, Field(ge=1)]
@@ -25,7 +25,7 @@ class Section(BaseModel):
 class PlannerSection(Section):
     """A planner head: a logit per position that says whether to write there now."""
 
-    type: Literal["planner"]
+    type: Literal["planner"] = "planner"
     initial_logit: float = -2.0
     """Of every position at first; -2 writes one in eight per step."""
 
@@ -33,11 +33,11 @@ class PlannerSection(Section):
 class ScheduleSection(Section):
     """A schedule head: a Gaussian policy over how to take the next step."""
 
-    type: Literal["schedule"]
-    features: Count
-    """Numbers it is shown at every step; the sampler says how many."""
-    actions: Count
-    """Numbers it decides; the sampler says how many."""
+    type: Literal["schedule"] = "schedule"
+    features: Count | None = None
+    """Numbers it is shown at every step; null: as many as the sampler shows."""
+    actions: Count | None = None
+    """Numbers it decides; null: as many as the sampler's option learned names."""
     width: Count = 64
     """Of its two hidden layers."""
 
@@ -305,6 +305,7 @@ class Recipe(Section):
                 f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "
                 "times; dropout would make them differ by themselves"
             )
+        fit.check_samplers(self)
         return self
 
 

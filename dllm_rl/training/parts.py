@@ -24,8 +24,8 @@ def freeze(network: nn.Module, algorithm: Algorithm) -> None:
     name = getattr(algorithm, "type", type(algorithm).__name__)
     if algorithm.head is not None and found != algorithm.head:
         raise RecipeError(
-            f"model.head: {name} trains a {algorithm.head} and the model has {found or 'none'}; add model.head: "
-            f"{{type: {algorithm.head}}}, or start from a model that has one"
+            f"model.head: {name} trains a {algorithm.head} head and the model has {found or 'none'}; set "
+            f"model.head={{type: {algorithm.head}}}, or start from a model that has one"
         )
     learned: Trained = algorithm.learns if algorithm.head is not None else "network"
     for parameter in idle_parameters(network, learned):

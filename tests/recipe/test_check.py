@@ -87,6 +87,16 @@ def test_rows_without_an_answer_and_data_out_of_reach_are_told(tmp_path: Path) -
     )
 
 
+def test_a_model_that_is_looked_for_elsewhere_is_told(tmp_path: Path) -> None:
+    first, *_ = _check(tmp_path, "model.path=runs/planner")
+    assert first == "model: runs/planner is no folder here, so it is looked for on the hub"
+
+
+def test_options_of_samplers_are_tried(tmp_path: Path) -> None:
+    with pytest.raises(DllmRlError, match=r"^rollout\.options: sampler 'rl' has no option 'sigma'"):
+        _check(tmp_path, "rollout.options={sigma: 1}")
+
+
 def test_shaping_is_tried_too(tmp_path: Path) -> None:
     shaped = "reward={{functions: [rewards/{}], speed_exponent: 1}}".format
     right = shaped("arithmetic.py:correctness")

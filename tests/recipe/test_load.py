@@ -98,7 +98,7 @@ def test_a_mistake_takes_one_line_that_says_where_and_what_to_do(override: str, 
         ("max_steps", "expected key.path=value"),
         ("=3", "expected key.path=value"),
         ("train..x=3", "expected key.path=value"),
-        ("model.path.x=1", "model.path is 'some/model', which has no keys"),
+        ("model.path.x=1", "model.path is 'some/model', which has no keys; give the whole of it, as model.path={"),
         ("output=[", "not valid YAML"),
     ],
 )

@@ -119,7 +119,7 @@ def test_a_head_of_its_own_learning_rate(tmp_path) -> None:
 
 
 def test_a_model_without_the_head_is_refused(tmp_path) -> None:
-    with pytest.raises(RecipeError, match=r"model.head: toggling trains a planner and the model has none"):
+    with pytest.raises(RecipeError, match=r"model.head: toggling trains a planner head and the model has none"):
         _trainer(tiny_llada(layers=1), Toggling(), TEXTS, tmp_path)
     network = tiny_llada(layers=1).network.requires_grad_(False)
     with pytest.raises(RecipeError, match="sft leaves nothing of this model to train"):
