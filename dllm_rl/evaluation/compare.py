@@ -83,6 +83,9 @@ def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
     if first.suffix == second.suffix == ".jsonl":
         return {second.stem: (first, second)}
     here, there = ({file.name: file for file in folder.glob("*.jsonl")} for folder in (first, second))
+    for folder in (first, second):
+        if inside := sorted(folder.glob("eval/update-*")):
+            raise DataError(f"{folder} is a run, which holds several evaluations; give one, such as {inside[-1]}")
     common = sorted(here.keys() & there.keys())
     if not common:
         raise DataError(

@@ -35,6 +35,7 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
     rows = _first_rows(recipe, base)
     if rows:
         yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
+        _refuse_missing_hints(recipe, rows[0])
     if recipe.reward is not None and recipe.rollout is not None:
         panel = make_panel(recipe.reward, base)
         yield f"reward: {', '.join(function.name for function in (*panel.functions, *panel.gates))}"
@@ -57,6 +58,16 @@ def _model(path: str, base: Path) -> Iterator[str]:
             f"model.path: there is no folder {path}; give a checkpoint's folder, a run's output or a hub id"
         )
     yield f"model: {path} is no folder here, so it is looked for on the hub"
+
+
+def _refuse_missing_hints(recipe: Recipe, row: dict[str, Any]) -> None:
+    hints = recipe.algorithm.inpainting
+    for key in ("reference_column", "answer_column") if hints is not None else ():
+        name = getattr(hints, key)
+        if name not in row:
+            raise RecipeError(
+                f"algorithm.hints.{key}: {name!r} is no column of {recipe.data.path}, which has {', '.join(row)}"
+            )
 
 
 def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:

@@ -200,6 +200,15 @@ def test_a_head_that_was_saved_is_kept_and_another_kind_is_refused(base, tmp_pat
         load_model(tmp_path / "saved", head=SCHEDULE)
 
 
+def test_a_schedule_of_another_size_is_refused(base, tmp_path) -> None:
+    load_model(base, head=SCHEDULE).save(tmp_path / "saved")
+    assert load_model(tmp_path / "saved", head={**SCHEDULE, "width": 9}).network.schedule.layers[0].out_features == 8
+    with pytest.raises(CheckpointError, match="schedule head has 2 actions and 3 are asked for"):
+        load_model(tmp_path / "saved", head={**SCHEDULE, "actions": 3})
+    with pytest.raises(CheckpointError, match="schedule head has 3 features and 4 are asked for"):
+        load_model(tmp_path / "saved", head={**SCHEDULE, "features": 4})
+
+
 def test_what_cannot_be_is_refused_in_one_line(base, tmp_path) -> None:
     plain = load_model(base)
     canvas, hidden = canvas_of(plain)

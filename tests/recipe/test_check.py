@@ -87,6 +87,15 @@ def test_rows_without_an_answer_and_data_out_of_reach_are_told(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize("key", ["reference_column", "answer_column"])
+def test_columns_that_hints_need_are_looked_for(tmp_path: Path, key: str) -> None:
+    columns = {"reference_column": "answer", "answer_column": "answer"}
+    igpo = f"algorithm={{type: igpo, hints: {json.dumps(columns)}}}"
+    assert _check(tmp_path, igpo)
+    with pytest.raises(DllmRlError, match=rf"^algorithm\.hints\.{key}: 'trace' is no column of .*prompt, answer"):
+        _check(tmp_path, igpo, f"algorithm.hints.{key}=trace")
+
+
 def test_a_model_that_is_looked_for_elsewhere_is_told(tmp_path: Path) -> None:
     first, *_ = _check(tmp_path, "model.path=runs/planner")
     assert first == "model: runs/planner is no folder here, so it is looked for on the hub"

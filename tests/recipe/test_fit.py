@@ -147,8 +147,9 @@ def test_a_schedule_head_is_as_large_as_its_sampler_needs() -> None:
 def test_a_model_made_from_a_recipe_plans_with_such_a_head() -> None:
     recipe = load_recipe(CO_GRPO)
     model = make_model(recipe, base=None)  # type: ignore[arg-type]  # nothing is looked up
-    head = model.network.schedule
-    assert (head.layers[0].in_features, head.layers[-1].out_features) == (len(FEATURES), 2)
+    head = model.network.get_submodule("schedule")
+    shapes = [tuple(weight.shape) for weight in head.parameters()]
+    assert (shapes[0], shapes[-1]) == ((64, len(FEATURES)), (2,))
 
 
 def test_a_sampler_without_its_head_is_told_once_the_model_is_there() -> None:
