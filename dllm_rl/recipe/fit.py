@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.recipe.explain import suggestion
-from dllm_rl.samplers.names import FEATURES, HEADS, PARAMETERS, SAMPLERS
+from dllm_rl.samplers.names import DECIDE_STEPS, FEATURES, HEADS, PARAMETERS, SAMPLERS
 
 if TYPE_CHECKING:
     from dllm_rl.recipe.schema import DecodingSection, Recipe
@@ -17,8 +17,8 @@ def check_samplers(recipe: Recipe) -> None:
     """Refuse what could only fail, once a model is loaded or after some updates.
 
     Raises:
-        ValueError: an unknown sampler, one that the algorithm cannot learn from or that asks for another head than the
-            model's, or a schedule head of another size than its sampler needs.
+        ValueError: an unknown sampler, steps for one that decides them, a sampler that the algorithm cannot learn from
+            or that asks another head than the model's, or a schedule head of another size than its sampler needs.
     """
     algorithm, head = recipe.algorithm, recipe.model.head
     if algorithm.head is not None and head is not None and head.type != algorithm.head:
@@ -32,6 +32,8 @@ def check_samplers(recipe: Recipe) -> None:
             raise ValueError(
                 f"{section}.sampler: unknown {name}.{suggestion(name, SAMPLERS)} One of: {', '.join(SAMPLERS)}"
             )
+        if decoding.steps is not None and name in DECIDE_STEPS:
+            raise ValueError(f"{section}.steps: {name} decides by itself how many steps it takes; leave steps out")
     has = head.type if head is not None else algorithm.head
     if has is not None:  # else the weights may come with one
         check_heads(recipe, has)

@@ -17,6 +17,19 @@ HEADS: Mapping[str, str] = {
     "schedule": "schedule",
 }
 """Which head of the model a sampler asks; the others ask none."""
+DECIDE_STEPS = (
+    "threshold",
+    "factor",
+    "eb",
+    "localleap",
+    "dus",
+    "first_hitting",
+    "planner",
+    "t2t",
+    "wino",
+    "remdm_llada",
+)
+"""Samplers that find out by themselves how many steps they take, and refuse a number."""
 PARAMETERS = ("commit", "temperature", "ranking_temperature", "cfg_scale")
 """What a schedule policy can decide, in the order of its actions."""
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -13,7 +13,7 @@ from dllm_rl.errors import RecipeError
 from dllm_rl.recipe.fit import check_options, head_settings
 from dllm_rl.recipe.load import load_recipe
 from dllm_rl.recipe.model import make_model
-from dllm_rl.samplers.names import FEATURES, HEADS, PARAMETERS, SAMPLERS
+from dllm_rl.samplers.names import DECIDE_STEPS, FEATURES, HEADS, PARAMETERS, SAMPLERS
 from dllm_rl.samplers.presets import PRESETS
 from dllm_rl.samplers.presets.request import Request
 from dllm_rl.samplers.presets.schedule import Scheduled
@@ -68,6 +68,18 @@ def test_a_planner_imitates_every_sampler_that_hides_nothing_again_and_asks_no_h
     assert set(PlannerImitation.samplers or ()) == imitable
 
 
+def test_samplers_that_decide_their_steps_are_those_that_refuse_a_number() -> None:
+    spec, request = DiffusionSpec(mask_id=9, eos_ids=(8,)), Request(gen_length=8, steps=2, temperature=1.0)
+    refuse = set()
+    for name, preset in PRESETS.items():
+        try:
+            preset(**NEEDS.get(name, {})).build(spec, request)
+        except RecipeError as error:
+            assert "decides by itself" in str(error)
+            refuse.add(name)
+    assert refuse == set(DECIDE_STEPS)
+
+
 @pytest.mark.parametrize(
     ("tree", "override", "message"),
     [
@@ -100,6 +112,7 @@ def test_a_planner_imitates_every_sampler_that_hides_nothing_again_and_asks_no_h
             "eval.options.learned: found 'commit' and rollout",
         ),
         (CO_GRPO, "eval={tasks: [arithmetic], sampler: planner}", "eval.sampler: planner asks a planner head and the"),
+        (DULTRA, "rollout.steps=8", "rollout.steps: planner decides by itself how many steps it takes; leave steps"),
         (CJ_GRPO, "rollout.sampler=rll", "rollout.sampler: unknown rll. Did you mean rl? One of: llada, rl, threshold"),
         (CJ_GRPO, "eval={tasks: [arithmetic], sampler: lada}", "eval.sampler: unknown lada. Did you mean llada?"),
         (
