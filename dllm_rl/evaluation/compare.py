@@ -104,6 +104,8 @@ def compare_results(task: str, first: EvalResult, second: EvalResult, *, force: 
     places = [[(record.index, record.sample) for record in result.records] for result in (first, second)]
     notes: tuple[str, ...] = ()
     if first.protocol is not None and second.protocol is not None:
+        if first.protocol.task != second.protocol.task:
+            raise DataError(f"{first.protocol.task} and {second.protocol.task} are two tasks; compare answers of one")
         notes = tuple(second.protocol.differences(first.protocol, but=OF_THE_MODEL))
     if notes and not force:
         raise DataError(

@@ -305,6 +305,8 @@ class Recipe(Section):
                 f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "
                 "times; dropout would make them differ by themselves"
             )
+        if self.train.head_learning_rate is not None and self.algorithm.head is None:
+            raise ValueError(f"train.head_learning_rate: {name} trains no policy head; remove it")
         fit.check_samplers(self)
         return self
 

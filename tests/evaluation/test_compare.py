@@ -47,6 +47,11 @@ def test_folders_and_files(tmp_path: Path) -> None:
     assert all(line == line.rstrip() for line in shown.split("\n"))
 
 
+def test_two_tasks_do_not_compare_whatever_is_forced() -> None:
+    with pytest.raises(DataError, match="^gsm8k and sudoku are two tasks"):
+        compare_results("sudoku", result(1, 0), result(1, 0, task="sudoku"), force=True)
+
+
 def test_a_run_is_no_evaluation_but_holds_some(tmp_path: Path) -> None:
     for update in ("000000", "000100"):
         (tmp_path / f"run/eval/update-{update}").mkdir(parents=True)
