@@ -3,10 +3,33 @@
 from dllm_rl import score
 from dllm_rl.rollouts.rows import read_rows
 
-PROMPT = """{problem}
+DEFAULT = """{problem}
 
 Think step by step between <reasoning> and </reasoning>. Then give the final answer as \\boxed{{...}} between \
 <answer> and </answer>."""
+
+D1 = """\
+You are a math expert. You will be given a question to solve. Solve it step by step. Wrap the final answer in a \
+\\boxed{{}}.
+Respond in the following format:
+<reasoning>
+Your reasoning here
+</reasoning>
+<answer>
+\\boxed{{...}}
+</answer>" \n
+
+{problem}"""
+
+LLADA = "{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+
+PROMPTS = {
+    "default": [("user", DEFAULT)],
+    # Zhao et al., https://arxiv.org/abs/2504.12216, released evaluation code, its lost quotation mark included.
+    "d1": [("user", D1), ("assistant", "<reasoning>\n")],
+    # OpenCompass zero-shot, the harness of LLaDA's evaluation.
+    "llada": [("user", LLADA)],
+}
 
 
 class Task:
@@ -15,14 +38,15 @@ class Task:
     name = "math500"
     version = 1
 
-    def __init__(self, data=None):
-        self.data = data
+    def __init__(self, data=None, variant="default"):
+        self.data, self.variant = data, variant
 
     def examples(self):
         return read_rows(self.data or "HuggingFaceH4/MATH-500", split="test")
 
     def prompt(self, example):
-        return [{"role": "user", "content": PROMPT.format(problem=example["problem"])}]
+        turns = PROMPTS[self.variant]
+        return [{"role": role, "content": text.format(problem=example["problem"])} for role, text in turns]
 
     def score(self, example, completion):
         return score("math500", completion, example)

@@ -7,12 +7,24 @@ docs/code.md.
 from dllm_rl import score
 from dllm_rl.rollouts.rows import read_rows
 
-PROMPT = """\
+DEFAULT = """\
 {text} Your code should pass these tests:
 
 {tests}
 
 Answer with the code in one ```python block."""
+
+LLADA = """\
+You are an expert Python programmer, and here is your task: {text} Your code should pass these tests:
+
+ {tests}
+"""
+
+PROMPTS = {
+    "default": [("user", DEFAULT)],
+    # OpenCompass, the harness of LLaDA's evaluation, without its three examples.
+    "llada": [("user", LLADA)],
+}
 
 ALLOW_UNSANDBOXED = False
 """True: run answers with your own rights where the host offers no isolation."""
@@ -24,8 +36,8 @@ class Task:
     name = "mbpp"
     version = 1
 
-    def __init__(self, data=None):
-        self.data = data
+    def __init__(self, data=None, variant="default"):
+        self.data, self.variant = data, variant
 
     def examples(self):
         rows = read_rows(self.data or "google-research-datasets/mbpp", name="full", split="test")
@@ -33,7 +45,8 @@ class Task:
 
     def prompt(self, example):
         text = example["text"] if "text" in example else example["prompt"]
-        return [{"role": "user", "content": PROMPT.format(text=text, tests="\n".join(example["test_list"]))}]
+        fields = {"text": text, "tests": "\n".join(example["test_list"])}
+        return [{"role": role, "content": turn.format(**fields)} for role, turn in PROMPTS[self.variant]]
 
     def score(self, example, completion):
         return score("mbpp", completion, example, allow_unsandboxed=ALLOW_UNSANDBOXED)

@@ -257,11 +257,13 @@ def test_eval_answers_and_its_records_score_the_same(
     out, again = tmp_path / "out.jsonl", tmp_path / "again.jsonl"
     source = ["--tasks", "gsm8k", "--data", f"gsm8k={gsm8k}"]
     assert main(["eval", folder, *source, "--limit", "3", "--out", str(out), *SHORT]) == 0
-    first = capsys.readouterr().out
-    assert first.startswith("gsm8k: accuracy ") and first.endswith("(n 3)\n")
+    first, interval, forwards, protocol = capsys.readouterr().out.splitlines()
+    assert first.startswith("gsm8k: accuracy ") and first.endswith("(n 3)")
+    assert forwards.startswith("  4.0 forwards an answer, 2.00 tokens per forward")
+    assert protocol.startswith("  gsm8k v1, prompt default, 3 examples") and f"{folder} @ " in protocol
     assert [json.loads(line)["index"] for line in out.read_text(encoding="utf-8").splitlines()] == [0, 1, 2]
     assert main(["eval", "--score", str(out), *source, "--out", str(again)]) == 0
-    assert capsys.readouterr().out == first
+    assert capsys.readouterr().out.splitlines() == [first, interval]
     scores = [
         [json.loads(line)["score"] for line in file.read_text(encoding="utf-8").splitlines()] for file in (out, again)
     ]
@@ -274,7 +276,10 @@ def test_eval_scores_completions_by_hand(capsys: pytest.CaptureFixture[str], gsm
     lines = [json.dumps({"index": index, "completion": text}) + "\n" for index, text in enumerate(written)]
     file.write_text("".join(lines), encoding="utf-8")
     assert main(["eval", "--score", str(file), "--tasks", "gsm8k", "--data", f"gsm8k={gsm8k}"]) == 0
-    assert capsys.readouterr().out == "gsm8k: accuracy 0.7500 +- 0.2500 (n 4)\n"
+    assert capsys.readouterr().out.splitlines() == [
+        "gsm8k: accuracy 0.7500 +- 0.2500 (n 4)",
+        "  95% interval 0.3006 to 0.9544",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -283,7 +288,7 @@ def test_eval_scores_completions_by_hand(capsys: pytest.CaptureFixture[str], gsm
         (["--tasks", "gsm8k"], "give a model that answers, or --score FILE"),
         (["m", "--tasks", "gsm8k", "--score", "x"], "one of the two"),
         (["m", "--tasks", "gsm8k", "--data", "math500=x"], "--data math500: not among --tasks gsm8k"),
-        (["m", "--tasks", "gsm8k,math500", "--out", "x"], "takes the records of one task"),
+        (["m", "--tasks", "gsm8k,math500", "--out", "x.jsonl"], "takes the records of one task"),
         (["--tasks", "gsm8k,math500", "--score", "x"], "holds completions of one task"),
         (["m", "--tasks", "gsm9k"], "gsm9k"),
     ],
@@ -296,7 +301,8 @@ def test_eval_finds_out_first_whether_its_records_can_be_written(
     capsys: pytest.CaptureFixture[str], folder: str, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    for out in (tmp_path, tmp_path / "file" / "records.jsonl"):
+    (tmp_path / "records.jsonl").mkdir()
+    for out in (tmp_path / "file", tmp_path / "file" / "records.jsonl", tmp_path / "records.jsonl"):
         assert "cannot be written" in refusal(capsys, "eval", "no/model", "--tasks", "gsm8k", "--out", out)
 
 
@@ -344,7 +350,7 @@ def test_check_tries_the_rewards_on_the_first_rows(
 ) -> None:
     recipe = ROOT / "recipes/diffu_grpo.yaml"
     assert main(["check", str(recipe), f"data.path={gsm8k}"]) == 0
-    assert "gsm8k.correctness [0.0, 0.0]" in capsys.readouterr().out
+    assert "row 1, an empty completion: 0 (gsm8k.correctness 0, " in capsys.readouterr().out
     (tmp_path / "mine.py").write_text("def f(completions, solution, **columns):\n    return [0.0] * len(completions)\n")
     mine = f"reward={tmp_path}/mine.py:f"
     assert main(["check", str(recipe), f"data.path={gsm8k}", mine]) == 2

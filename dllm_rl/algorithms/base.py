@@ -13,14 +13,25 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Bool, Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.algorithms.hints import HintSettings
     from dllm_rl.diffusion.trajectory import Trajectory
     from dllm_rl.diffusion.transform import Transform
     from dllm_rl.diffusion.views import Sequences, Views
-    from dllm_rl.objectives.reduce import Mean
+    from dllm_rl.objectives.reduce import Report
+
+
+@dataclass(frozen=True, slots=True)
+class StepCredit:
+    """What each step of B rollouts earned, and which steps are learned from."""
+
+    advantage: Float[Tensor, "B S"]
+    kept: Bool[Tensor, "B S"]
+
+    def select(self, rows: Int64[Tensor, " R"]) -> StepCredit:
+        return StepCredit(self.advantage[rows], self.kept[rows])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,10 @@ class Material:
     advantage: Float[Tensor, " B"] | None = None
     trajectory: Trajectory | None = None
     """How the sequences came to be; None for texts and pairs."""
+    iteration: int = 0
+    """Which of the mu sets of views is to be made, counted from 0."""
+    credit: StepCredit | None = None
+    """Of the trajectory's steps, for algorithms that judge them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,12 @@ class Batch:
     """The distribution that everything is scored under; None is the full softmax at temperature 1."""
     selection_logp: Float[Tensor, " R"] | None = None
     """What the rollout recorded, for each view, of the choices that were no tokens: where to write, how to step."""
+    action: Float64[Tensor, "R A"] | None = None
+    """What a schedule policy decided before each view's step, where that is learned from and not the tokens."""
+    sigma: float = 0.0
+    """Standard deviation of those actions."""
+    planner_temperature: float = 1.0
+    """What the rollout divided the planner's logits by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +96,7 @@ class Loss:
     """A sum to be minimised, divided by the exact count of the whole update, and numbers to report."""
 
     total: Float[Tensor, ""]
-    metrics: Mapping[str, Mean]
+    metrics: Mapping[str, Report]
 
 
 Trained = Literal["all", "network", "head"]
@@ -91,8 +112,12 @@ class Algorithm(BaseModel, abc.ABC):
     """What it learns from: texts, preference pairs (rows 2i chosen, 2i + 1 rejected) or its own rollouts."""
     citation: ClassVar[str]
     """BibTeX of the paper."""
+    judges_steps: ClassVar[bool] = False
+    """True if it wants a reward for every step's one-step completion, which rollouts then record."""
     head: ClassVar[Literal["planner", "schedule"] | None] = None
     """The policy head that the model must have."""
+    needs_reward: ClassVar[bool] = True
+    """False for one that learns from rollouts and not from what they are worth."""
     learns: ClassVar[Trained] = "all"
     """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
 
@@ -168,6 +193,14 @@ class Algorithm(BaseModel, abc.ABC):
         """Advantages of a prompt's completions. Only asked of algorithms that learn from rollouts."""
         raise NotImplementedError(f"{type(self).__name__} does not learn from rollouts")
 
+    def step_credit(self, reward: Float[Tensor, "P G S"], num_steps: Int64[Tensor, "P G"]) -> StepCredit:
+        """What the steps of a prompt's completions earned, [P G, S]. Only asked of algorithms that judge steps.
+
+        Args:
+            num_steps: how many steps each rollout took; later rewards mean nothing.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not judge steps")
+
     @abc.abstractmethod
     def count(self, batch: Batch) -> float:
         """This micro-batch's share of the denominator; known before anything is scored."""
@@ -175,3 +208,20 @@ class Algorithm(BaseModel, abc.ABC):
     @abc.abstractmethod
     def loss(self, batch: Batch, scores: Scores) -> Loss:
         """The loss as a pure function of the numbers scored."""
+
+    def estimates(self, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+        """Independent estimates of each sequence's log-probability, nats, from the scores of all the batch's views.
+
+        By default one: the sum over the sequence's views.
+        """
+        per_view = (logp.double() * batch.views.weight).sum(-1)
+        return per_view.new_zeros(len(batch.sequences)).index_add(0, batch.views.row, per_view)[:, None]
+
+    def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
+        """What is reported of a batch and needs its views together, however few a forward takes; `scores` is of all."""
+        from dllm_rl.objectives.reduce import mean_of, variance_of_mean
+
+        estimates = self.estimates(batch, scores.logp)
+        if estimates.shape[1] == 1:
+            return {}
+        return {"likelihood/estimate_variance": mean_of(variance_of_mean(estimates))}

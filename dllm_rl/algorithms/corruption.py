@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
+    from torch import Tensor
+
+    from dllm_rl.algorithms.base import Batch
     from dllm_rl.diffusion.corruption import Corruptor
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    draws_per_estimate: ClassVar[int] = 1
+    """Consecutive draws that make one independent estimate; the corruptor's own."""
 
 
 class FixedCountSettings(_Settings):
@@ -43,6 +50,7 @@ class BernoulliSettings(_Settings):
 class AntitheticSettings(_Settings):
     """Pairs of draws at levels u and 1 - u. Needs an even number of draws."""
 
+    draws_per_estimate: ClassVar[int] = 2
     type: Literal["antithetic"] = "antithetic"
 
     def build(self) -> Corruptor:
@@ -54,6 +62,7 @@ class AntitheticSettings(_Settings):
 class ComplementarySettings(_Settings):
     """Pairs of draws that hide a set and its complement, so that a pair scores every token once (coupled-GRPO)."""
 
+    draws_per_estimate: ClassVar[int] = 2
     type: Literal["complementary"] = "complementary"
 
     def build(self) -> Corruptor:
@@ -87,5 +96,13 @@ def check_draws(corruption: AnyCorruption, num_draws: int) -> None:
     Raises:
         ValueError: an odd number for one that draws in pairs.
     """
-    if isinstance(corruption, AntitheticSettings | ComplementarySettings) and num_draws % 2:
+    if num_draws % corruption.draws_per_estimate:
         raise ValueError(f"num_draws is {num_draws}, but {corruption.type} draws in pairs; give an even number")
+
+
+def estimates_of(corruption: AnyCorruption, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+    """Estimates of each sequence's log-probability, nats: one per draw, or per pair if it is pairs that are drawn."""
+    from dllm_rl.diffusion.likelihood import elbo_draws
+
+    draws = elbo_draws(logp, batch.views, len(batch.sequences))
+    return draws.view(len(draws), -1, corruption.draws_per_estimate).mean(-1)

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings, check_draws
+from dllm_rl.algorithms.corruption import AnyCorruption, FullyHiddenSettings, check_draws, estimates_of
 from dllm_rl.algorithms.group_relative import GroupRelative, Terms
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int64
+    from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
@@ -54,6 +54,9 @@ class ScoredOnViews(GroupRelative):
 
     def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         return self.corruption.build().views(sequences, self.num_draws, keys, mask_id)
+
+    def estimates(self, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+        return estimates_of(self.corruption, batch, logp)
 
     def count(self, batch: Batch) -> float:
         if self.reduction == "local_token":

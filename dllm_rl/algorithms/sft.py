@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws
+from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws, estimates_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64
+    from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
@@ -56,6 +56,9 @@ class SFT(Algorithm):
 
     def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         return self.corruption.build().views(sequences, self.num_draws, keys, mask_id)
+
+    def estimates(self, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+        return estimates_of(self.corruption, batch, logp)
 
     def count(self, batch: Batch) -> float:
         return float(len(batch.sequences) if self.reduction == "sequence" else batch.sequences.scored.sum())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from dllm_rl.algorithms.base import Algorithm, Batch, Loss, Scores
-from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws
+from dllm_rl.algorithms.corruption import ElboCorruption, FixedCountSettings, check_draws, estimates_of
 
 if TYPE_CHECKING:
-    from jaxtyping import Int64
+    from jaxtyping import Float, Float64, Int64
     from torch import Tensor
 
     from dllm_rl.diffusion.views import Sequences, Views
+    from dllm_rl.objectives.reduce import Report
 
 
 class VRPO(Algorithm):
@@ -56,6 +58,9 @@ class VRPO(Algorithm):
     def views(self, sequences: Sequences, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
         return self.corruption.build().views(sequences, self.num_draws, keys, mask_id)
 
+    def estimates(self, batch: Batch, logp: Float[Tensor, "R N"]) -> Float64[Tensor, "B M"]:
+        return estimates_of(self.corruption, batch, logp)
+
     def count(self, batch: Batch) -> float:
         return len(batch.sequences) / 2
 
@@ -82,3 +87,14 @@ class VRPO(Algorithm):
                 "preference/rejected_gain": mean_of(gain[1::2]),
             },
         )
+
+    def diagnose(self, batch: Batch, scores: Scores) -> Mapping[str, Report]:
+        from dllm_rl.objectives.reduce import mean_of, variance_of_mean
+
+        assert batch.reference_logp is not None
+        gains = self.estimates(batch, scores.logp) - self.estimates(batch, batch.reference_logp)
+        if gains.shape[1] == 1:
+            return {}
+        variance = variance_of_mean(gains)
+        margin = mean_of(variance[0::2] + variance[1::2])  # the two texts' draws are independent
+        return {**super().diagnose(batch, scores), "preference/margin_variance": margin}

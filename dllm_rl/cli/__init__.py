@@ -1,4 +1,4 @@
-"""``dllm-rl run | check | show | generate | replay | eval | export | cite``.
+"""``dllm-rl run | check | show | generate | replay | eval | compare | lm-eval | overdenoised | export | cite``.
 
 Commands import what they need when they run.
 """
@@ -9,15 +9,15 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dllm_rl.cli.common import add_sampling, device_of, pairs_of, refuse_unwritable, settings_of
+from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
 from dllm_rl.cli.generate import add_generate, generate, replay
-from dllm_rl.errors import DllmRlError, RecipeError
+from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
+from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
+from dllm_rl.errors import DllmRlError
 
 if TYPE_CHECKING:
-    from dllm_rl.evaluation.metrics import EvalResult
     from dllm_rl.recipe.build import RunResult
 
 
@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         not fit the schema it was given. Other failures raise.
     """
     arguments = _parser().parse_args(argv)
+    arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.command(arguments) or 0
     except DllmRlError as error:
@@ -85,53 +86,6 @@ def _cite(arguments: argparse.Namespace) -> None:
     print(load_recipe(arguments.recipe, arguments.overrides).algorithm.citation)
 
 
-def _eval(arguments: argparse.Namespace) -> None:
-    tasks, data = arguments.tasks.split(","), pairs_of("--data", arguments.data)
-    if unknown := data.keys() - set(tasks):
-        raise RecipeError(f"--data {min(unknown)}: not among --tasks {arguments.tasks}")
-    if (arguments.score is None) == (arguments.model is None):
-        raise RecipeError("eval: give a model that answers, or --score FILE with completions; one of the two")
-    if arguments.out is not None and len(tasks) > 1:
-        raise RecipeError(f"--out {arguments.out}: takes the records of one task, and --tasks names {len(tasks)}")
-    if arguments.out is not None:
-        refuse_unwritable("--out", Path(arguments.out))
-    results = _answer(arguments, tasks, data) if arguments.score is None else _score(arguments, tasks, data)
-    for task, result in results.items():
-        print(f"{task}: accuracy {result.accuracy:.4f} +- {result.std_error:.4f} (n {result.n})")
-        if arguments.out is not None:
-            from dllm_rl.evaluation.run import write_records
-
-            write_records(Path(arguments.out), result.records)
-
-
-def _score(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
-    from dllm_rl.evaluation.run import score_file
-
-    if len(tasks) != 1:
-        raise RecipeError(f"--score {arguments.score}: holds completions of one task, and --tasks names {len(tasks)}")
-    return {tasks[0]: score_file(tasks[0], Path(arguments.score), data.get(tasks[0]))}
-
-
-def _answer(arguments: argparse.Namespace, tasks: list[str], data: dict[str, str]) -> dict[str, EvalResult]:
-    from dllm_rl.evaluation.run import evaluate_model
-
-    settings = settings_of(arguments)
-    results: dict[str, EvalResult] = {}
-    for group in [[task] for task in tasks] if data else [tasks]:  # rows of one's own belong to a single task
-        results |= evaluate_model(
-            arguments.model,
-            group,
-            settings,
-            data=data.get(group[0]),
-            limit=arguments.limit,
-            batch_size=arguments.batch_size,
-            seed=arguments.seed,
-            dtype=arguments.dtype,
-            device=device_of(arguments),
-        )
-    return results
-
-
 def _export(arguments: argparse.Namespace) -> None:
     from dllm_rl.models.export import export_official
 
@@ -163,7 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     page = command("replay", replay, "make a page that replays a trace")
     page.add_argument("trace", metavar="TRACE", help="a file that `generate --trace` wrote")
     page.add_argument("-o", "--out", metavar="FILE", required=True, help="the page, a .html file")
-    _add_eval(command("eval", _eval, "measure a model, or score completions in a file"))
+    add_eval(command("eval", evaluate, "measure a model, or score completions in a file"))
+    add_compare(command("compare", compare, "say whether two evaluations differ, example by example"))
+    add_lm_eval(command("lm-eval", lm_eval, "run tasks of lm-eval, which the extra `eval` installs"))
+    add_overdenoised(
+        command("overdenoised", overdenoised, "find rows that a model had right on the way to a wrong end")
+    )
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
     export.add_argument("out", metavar="OUT", help="new folder")
@@ -171,16 +130,3 @@ def _parser() -> argparse.ArgumentParser:
         "--official-names", action="store_true", required=True, help="use the names of the published modeling code"
     )
     return parser
-
-
-def _add_eval(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="MODEL", nargs="?", help="hub id, folder of weights or folder of a run")
-    parser.add_argument(
-        "--tasks", metavar="NAMES", required=True, help="comma-separated; gsm8k, or a file such as mine.py"
-    )
-    parser.add_argument("--score", metavar="FILE", help="a .jsonl file of completions to score instead of a model's")
-    parser.add_argument("--data", metavar="TASK=PATH", action="append", default=[], help="rows of a task; repeatable")
-    parser.add_argument("--limit", type=int, help="use only the first examples")
-    parser.add_argument("--batch-size", type=int, default=64, help="completions per forward (default: %(default)s)")
-    parser.add_argument("--out", metavar="FILE", help="write a .jsonl line for every example, when there is one task")
-    add_sampling(parser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +26,11 @@ def model_of(arguments: argparse.Namespace) -> DiffusionModel:
 
 
 def device_of(arguments: argparse.Namespace) -> str:
-    """The device asked for, else an accelerator if there is one."""
+    """The device asked for, else an accelerator if there is one, of several processes each its own."""
     import torch
 
-    return arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    own = f"cuda:{os.environ['LOCAL_RANK']}" if "LOCAL_RANK" in os.environ else "cuda"
+    return arguments.device or (own if torch.cuda.is_available() else "cpu")
 
 
 def settings_of(arguments: argparse.Namespace) -> RolloutSettings:
@@ -72,6 +74,16 @@ def refuse_unwritable(flag: str, out: Path) -> None:
         out.open("a", encoding="utf-8").close()
     except OSError as error:
         raise RecipeError(f"{flag} {out}: cannot be written: {error}") from error
+
+
+def refuse_unwritable_folder(flag: str, folder: Path) -> None:
+    """As `refuse_unwritable`, of a folder that files will be put in."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"no permission to write in {folder}")
+    except OSError as error:
+        raise RecipeError(f"{flag} {folder}: cannot be written: {error}") from error
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:

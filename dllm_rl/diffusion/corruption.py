@@ -151,6 +151,36 @@ class FullyHidden:
         return _views(sequences, noisy | sequences.completion[:, None], weight, mask_id, scored)
 
 
+@dataclass(frozen=True, slots=True)
+class FadingOut:
+    """Hide the scored token i of n with probability 1 - 2 (1 - share) (1 - i / (n - 1)): ever more towards the end.
+
+    Models decode roughly from left to right, so this resembles what they see when they write. The last token is always
+    hidden; on average a share of the tokens is (of a single one: all). Weight 1 on what is hidden: not an ELBO.
+
+    Source: Ma et al., MaskGRPO, https://arxiv.org/abs/2510.02880, and its released code, which counts i over the whole
+    canvas, ends of text included, and allows shares below a half, of which it hides more.
+    """
+
+    draws_per_estimate: ClassVar[int] = 1
+    share: float
+
+    def __post_init__(self) -> None:
+        if not 0.5 <= self.share <= 1.0:
+            raise ValueError(
+                f"share is {self.share}; expected from 0.5 to 1: the first token cannot be kept more often"
+            )
+
+    def views(self, sequences: Sequences, num_draws: int, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
+        n = _scored_counts(sequences, num_draws)[:, None]
+        to_the_end = n - sequences.scored.cumsum(-1)
+        kept = 2.0 * (1.0 - self.share) * to_the_end.double() / (n - 1).clamp(min=1)
+        noise = _noise(sequences.scored, num_draws, keys)
+        hidden = (noise >= kept[:, None]) & sequences.scored[:, None]
+        weight = torch.ones(noise.shape[:2], dtype=torch.float64, device=noise.device)
+        return _views(sequences, hidden, weight, mask_id)
+
+
 def _scored_counts(sequences: Sequences, num_draws: int) -> Int64[Tensor, " B"]:
     """How many positions are scored in each row; at least one."""
     if num_draws < 1:

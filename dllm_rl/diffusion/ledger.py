@@ -6,6 +6,7 @@ differentiable in the log-probabilities, for a recorder to evaluate and for an a
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -69,6 +70,19 @@ def plackett_luce_logp(
     left = ordered.flip(1).logcumsumexp(dim=1).flip(1)
     taken = chosen.gather(1, order)
     return (ordered - left).masked_fill(~taken, 0.0).sum(dim=1)
+
+
+def gaussian_logp(
+    action: Float[Tensor, "*batch A"], mean: Float[Tensor, "*batch A"], sigma: float
+) -> Float[Tensor, "*batch"]:
+    """Log-density of actions that were drawn independently around their means, nats.
+
+    Raises:
+        ValueError: sigma is not above 0, where there is no density.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}; actions that were not drawn have no density")
+    return (-0.5 * ((action - mean) / sigma).square() - math.log(sigma * math.sqrt(2 * math.pi))).sum(-1)
 
 
 class Bar(NamedTuple):

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
+from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.diffusion.views import Sequences
@@ -73,6 +74,22 @@ class Events:
         return Events(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Events)))
 
 
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """The whole completion as it would have stood, had every step written all that was hidden: one-step completions.
+
+    After a row's last forward: its completion, log-probabilities 0.
+    """
+
+    tokens: Int64[Tensor, "B S L"]
+    """What stood before the step, and a draw at every position hidden then, those of later blocks too."""
+    logq: Float64[Tensor, "B S L"]
+    """Log-probability of each draw under the distribution drawn from, nats; 0 where a token stood, NaN when greedy."""
+
+    def select(self, rows: Int64[Tensor, " R"]) -> Predictions:
+        return Predictions(self.tokens[rows], self.logq[rows])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trajectory:
     """B completions and how they came to be: an event log; every dense field is derived from it.
@@ -103,6 +120,16 @@ class Trajectory:
     entropy: Float64[Tensor, "B S"] | None = None
     """Mean entropy of the open positions' predictions at each step, nats at temperature 1; NaN after a row's last
     forward. None if it was not measured."""
+    predictions: Predictions | None = None
+    """What every step predicted of all that was hidden; None if it was not recorded. Where the step wrote, it is what
+    was drawn and written."""
+    schedule: ScheduleTrace | None = None
+    """What a schedule policy decided at each step; None if there was none."""
+    block_of: Int64[Tensor, "B L"] | None = None
+    """The block of each position, counted from 0 and written in that order. None if it was not recorded."""
+    planner_temperature: float | None = None
+    """What a planner head's logits were divided by before a coin was thrown for every open position. None if it was not
+    such coins that chose the positions."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -172,7 +199,8 @@ class Trajectory:
 
     @property
     def behaviour_logp(self) -> Float64[Tensor, " B"]:
-        """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections.
+        """Log-probability of each trajectory, nats: all token draws, overwritten ones too, and all selections; with a
+        schedule policy that explored, the log-density of its actions besides.
 
         NaN when `exactness` is "none". When it is "approximate_cache" this is what the rollout's own network said,
         which is not what scoring the canvases gives.
@@ -180,6 +208,8 @@ class Trajectory:
         if self.exactness == "none":
             return torch.full((len(self),), float("nan"), dtype=torch.float64, device=self.device)
         total = self.selection_logp.sum(dim=1)
+        if self.schedule is not None:
+            total = total + self.schedule.logp.sum(dim=1)
         return total.index_add(0, self.events.row, self.events.logq)
 
     @property
@@ -229,8 +259,11 @@ class Trajectory:
             events=self.events.of_rows(index, len(self)),
             selection_logp=self.selection_logp[index],
             entropy=None if self.entropy is None else self.entropy[index],
+            predictions=None if self.predictions is None else self.predictions.select(index),
+            schedule=None if self.schedule is None else self.schedule.select(index),
             nfe=[self.nfe[row] for row in rows],
             keys=self.keys[index],
+            block_of=None if self.block_of is None else self.block_of[index],
         )
 
     @staticmethod
@@ -241,7 +274,17 @@ class Trajectory:
             ValueError: nothing to join, or the parts differ in how they were sampled.
         """
         manners = {
-            (part.gen_length, part.transform, part.exactness, part.mask_id, part.eos_ids, part.update) for part in parts
+            (
+                part.gen_length,
+                part.transform,
+                part.exactness,
+                part.mask_id,
+                part.eos_ids,
+                part.update,
+                None if part.schedule is None else part.schedule.sigma,
+                part.planner_temperature,
+            )
+            for part in parts
         }
         if len(manners) != 1:
             raise ValueError(
@@ -259,9 +302,22 @@ class Trajectory:
             events=Events.concatenate(moved),
             selection_logp=torch.cat([pad(part.selection_logp, (0, steps - part.num_steps)) for part in parts]),
             entropy=_joined_entropies(parts, steps),
+            predictions=_joined_predictions(parts, steps),
+            schedule=_joined_schedules(parts),
             nfe=[count for part in parts for count in part.nfe],
             keys=torch.cat([part.keys for part in parts]),
+            block_of=_joined_blocks(parts),
         )
+
+
+def _joined_schedules(parts: Sequence[Trajectory]) -> ScheduleTrace | None:
+    traces = [part.schedule for part in parts if part.schedule is not None]
+    return ScheduleTrace.of_rows(traces) if len(traces) == len(parts) else None
+
+
+def _joined_blocks(parts: Sequence[Trajectory]) -> Int64[Tensor, "B L"] | None:
+    recorded = [part.block_of for part in parts if part.block_of is not None]
+    return torch.cat(recorded) if len(recorded) == len(parts) else None
 
 
 def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor, "B S"] | None:
@@ -269,3 +325,14 @@ def _joined_entropies(parts: Sequence[Trajectory], steps: int) -> Float64[Tensor
     if len(measured) < len(parts):
         return None
     return torch.cat([pad(entropy, (0, steps - entropy.shape[1]), value=float("nan")) for entropy in measured])
+
+
+def _joined_predictions(parts: Sequence[Trajectory], steps: int) -> Predictions | None:
+    recorded = [(part, part.predictions) for part in parts if part.predictions is not None]
+    if len(recorded) < len(parts):
+        return None
+    missing = [steps - part.num_steps for part, _ in recorded]
+    finals = [part.tokens[:, None].expand(-1, more, -1) for (part, _), more in zip(recorded, missing, strict=True)]
+    tokens = [torch.cat([made.tokens, final], dim=1) for (_, made), final in zip(recorded, finals, strict=True)]
+    logq = [pad(made.logq, (0, 0, 0, more)) for (_, made), more in zip(recorded, missing, strict=True)]
+    return Predictions(torch.cat(tokens), torch.cat(logq))

@@ -76,10 +76,13 @@ class Transform:
 def guide(
     conditional: Float[Tensor, "*batch V"],
     unconditional: Float[Tensor, "*batch V"],
-    cfg_scale: float | Float[Tensor, "*batch 1"],
+    cfg_scale: float | Float[Tensor, "*#batch 1"],
 ) -> Float[Tensor, "*batch V"]:
     """Classifier-free guidance: u + (cfg_scale + 1) * (c - u).
 
     Source: Nie et al., https://arxiv.org/abs/2502.09992 (the unconditional input hides the prompt).
     """
-    return unconditional + (cfg_scale + 1.0) * (conditional - unconditional)
+    strength = cfg_scale + 1.0
+    if isinstance(strength, Tensor):  # rounded once, as a number is, and not before the sum
+        strength = strength.to(conditional.dtype)
+    return unconditional + strength * (conditional - unconditional)

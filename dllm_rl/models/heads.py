@@ -78,7 +78,7 @@ class TokenHead(nn.Linear):
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, " E"]]:
         logits, transform = self._logits(hidden), transform or Transform()
         if unconditional.shape[1]:
-            scale = cfg_scale.to(logits) if cfg_scale.shape[1] else transform.cfg_scale
+            scale = cfg_scale if cfg_scale.shape[1] else transform.cfg_scale
             logits = guide(logits, self._logits(unconditional), scale)
         if temperature.shape[1]:
             logits, transform = logits / temperature.to(logits), replace(transform, temperature=1.0)

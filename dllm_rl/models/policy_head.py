@@ -45,7 +45,7 @@ def attach_head(network: Any, settings: Mapping[str, Any]) -> None:
             head = PlannerHead(network.config, **options) if kind == "planner" else ScheduleHead(**options)
         except TypeError as error:
             raise ModelContractError(f"head={dict(settings)} does not make a {kind}: {error}") from error
-    network.add_module(kind, head.to(device=network.device, dtype=torch.float32))
+    network.add_module(kind, head.to(device=network.device, dtype=torch.float32).train(network.training))
     setattr(network.config, POLICY_HEAD, dict(settings))
 
 

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dllm_rl.errors import ModelContractError
+
 
 class ScheduleHead(nn.Module):
     """Means of a Gaussian policy's actions, from pooled features of a step.
@@ -35,6 +37,11 @@ class ScheduleHead(nn.Module):
     def forward(self, features: Float[Tensor, "R F"]) -> Float[Tensor, "R A"]:
         first = self.layers[0]
         assert isinstance(first, nn.Linear)
+        if features.shape[1] != first.in_features:
+            raise ModelContractError(
+                f"the schedule head was made for {first.in_features} features and is shown {features.shape[1]}; make "
+                f"it for as many (model.head.features: {features.shape[1]})"
+            )
         with torch.autocast(features.device.type, enabled=False):
             means: Tensor = self.layers(features.to(first.weight.dtype))
         return means.float()

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
     from dllm_rl.objectives.policy import reinforce as reinforce
     from dllm_rl.objectives.preference import dpo_loss as dpo_loss
     from dllm_rl.objectives.ratio import log_ratio as log_ratio
+    from dllm_rl.objectives.reduce import EffectiveShare as EffectiveShare
     from dllm_rl.objectives.reduce import Mean as Mean
+    from dllm_rl.objectives.reduce import Report as Report
+    from dllm_rl.objectives.reduce import effective_share as effective_share
     from dllm_rl.objectives.reduce import masked_mean as masked_mean
     from dllm_rl.objectives.reduce import mean_of as mean_of
+    from dllm_rl.objectives.reduce import variance_of_mean as variance_of_mean
+    from dllm_rl.objectives.steps import step_advantages as step_advantages
 
 # `kl` is not here: a name cannot be both the module and its function. It is `dllm_rl.objectives.kl.kl`.
 _HOME = {
@@ -27,9 +32,14 @@ _HOME = {
     "reinforce": "policy",
     "dpo_loss": "preference",
     "log_ratio": "ratio",
+    "EffectiveShare": "reduce",
     "Mean": "reduce",
+    "Report": "reduce",
+    "effective_share": "reduce",
     "masked_mean": "reduce",
     "mean_of": "reduce",
+    "variance_of_mean": "reduce",
+    "step_advantages": "steps",
 }
 
 

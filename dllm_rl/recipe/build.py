@@ -101,7 +101,7 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
     check_world(trainer)
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
-    trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator)
+    trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     for callback in _callbacks(recipe, folder, trainer, checkpoint):
         trainer.add_callback(callback)

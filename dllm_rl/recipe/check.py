@@ -1,4 +1,4 @@
-"""What `dllm-rl check` can tell without a model: the files a recipe names exist, and its rewards take its rows."""
+"""What `dllm-rl check` tells without a model: files a recipe names exist, and what its rewards give its rows."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.evaluation.task import load_task
+from dllm_rl.recipe.gold import judged_by_hand
+from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.rollouts.functions import load_function
-from dllm_rl.rollouts.rewards import check_rewards, load_reward
 from dllm_rl.rollouts.rows import read_rows
 from dllm_rl.shipped import find
 
 LOCAL = (".jsonl", ".json", ".csv", ".parquet")
+ROWS = 20
+"""Rows on which rewards are tried: about as many completions as a small update has."""
 
 
 def check(recipe: Recipe, base: Path) -> Iterator[str]:
@@ -24,19 +27,19 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
         base: folder of the recipe.
 
     Raises:
-        DllmRlError: something is missing, or a reward function cannot judge the first two rows.
+        DllmRlError: something is missing, or a reward function cannot judge the first rows.
     """
     _refuse_missing_folder(recipe.model.path, base)
     rows = _first_rows(recipe, base)
     if rows:
         yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
-    if recipe.reward is not None:
-        functions = [load_reward(reference, base) for reference in recipe.reward.functions]
-        yield f"reward: {', '.join(function.name for function in functions)}"
+    if recipe.reward is not None and recipe.rollout is not None:
+        panel = make_panel(recipe.reward, base)
+        yield f"reward: {', '.join(function.name for function in (*panel.functions, *panel.gates))}"
         if rows:
-            judged = check_rewards(functions, rows, [""] * len(rows), time_limit=recipe.reward.time_limit)
-            values = ", ".join(f"{name} {found}" for name, found in judged.items())
-            yield f"reward: an empty completion of the first rows is worth {values}"
+            yield from judged_by_hand(panel, rows, [_prompt(recipe, row) for row in rows], recipe.rollout)
+        else:
+            yield f"reward: not tried, since {recipe.data.path} is no local file; data.path=FILE tries some rows"
     if recipe.eval is not None:
         paths = recipe.eval.paths | ({recipe.eval.tasks[0]: recipe.eval.path} if recipe.eval.path else {})
         tasks = [load_task(task, base, path=paths.get(task)) for task in recipe.eval.tasks]
@@ -53,9 +56,19 @@ def _refuse_missing_folder(path: str, base: Path) -> None:
 
 
 def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:
-    """The first two rows of a local file, mapped; none for other sources, which may be far away."""
+    """The first rows of a local file, mapped; none for other sources, which may be far away."""
     change = load_function(recipe.data.map, base) if recipe.data.map else None
     if not recipe.data.path.endswith(LOCAL):
         return []
-    rows = read_rows(find(recipe.data.path, base) or recipe.data.path)[:2]
+    rows = read_rows(find(recipe.data.path, base) or recipe.data.path)[:ROWS]
     return [made for row in rows if (made := change(row)) is not None] if change else rows
+
+
+def _prompt(recipe: Recipe, row: dict[str, Any]) -> str:
+    """A row's prompt as text; whether it becomes a chat is the tokenizer's affair."""
+    try:
+        return str(row.get("prompt", "") if recipe.data.prompt is None else recipe.data.prompt.format_map(row))
+    except (KeyError, ValueError, IndexError) as error:
+        raise RecipeError(
+            f"data.prompt: cannot be filled ({type(error).__name__}: {error}); the rows have {', '.join(row)}"
+        ) from error

@@ -112,12 +112,18 @@ class DataSection(Section):
 
 
 class RewardSection(Section):
-    """What a completion is worth: the weighted sum of reward functions."""
+    """What a completion is worth: product of gates * speed ** speed_exponent * weighted sum of functions."""
 
     functions: Annotated[list[str], Field(min_length=1)]
     """Each as file.py:function, a dotted path, or the hub id of a reward model."""
     weights: list[float] | None = None
-    """One factor per function; null: 1 each."""
+    """One factor per function; null: 1 each. A function of weight 0 is only reported."""
+    gates: list[str] = []
+    """Functions whose values, from 0 to 1, multiply the weighted sum."""
+    speed_exponent: Share = 0.0
+    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length."""
+    normalization: Literal["none", "per_function"] = "none"
+    """per_function: each function's values are normalised within a prompt's group before they are weighted (GDPO)."""
     time_limit: Annotated[float, Field(gt=0)] = 60.0
     """Seconds one call of one function may take."""
 
@@ -133,6 +139,11 @@ class RewardSection(Section):
     def _check(self) -> Self:
         if self.weights is not None and len(self.weights) != len(self.functions):
             raise ValueError(f"{len(self.weights)} weights for {len(self.functions)} functions; give one each")
+        if self.normalization == "per_function" and (self.gates or self.speed_exponent > 0):
+            raise ValueError(
+                "normalization per_function makes about half of all totals negative, which gates and speed_exponent "
+                "cannot multiply; drop one of the two"
+            )
         return self
 
 
@@ -185,6 +196,8 @@ class EvalSection(DecodingSection):
     """Names of shipped tasks, such as gsm8k, or files, such as eval/gsm8k.py."""
     every: Annotated[int, Field(ge=0)] = 0
     """Updates between evaluations; 0: only before and after training."""
+    prompt: str | None = None
+    """Variant of the tasks' prompts, such as d1; null: each task's own."""
     limit: Count | None = None
     """Use only this many rows of a task, the first ones."""
     path: str | None = None
@@ -270,10 +283,17 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         name, samples = self.algorithm.type, self.algorithm.source == "rollouts"
-        for section in ("reward", "rollout"):
-            if (getattr(self, section) is not None) != samples:
-                verb = "samples its data: add" if samples else f"learns from {self.algorithm.source}: remove"
+        for section, wanted in (("reward", samples and self.algorithm.needs_reward), ("rollout", samples)):
+            if (getattr(self, section) is not None) != wanted:
+                source = "what a sampler does, whatever it is worth" if samples else self.algorithm.source
+                verb = "samples its data: add" if wanted else f"learns from {source}: remove"
                 raise ValueError(f"{section}: {name} {verb} this section")
+        judges_more = self.algorithm.judges_steps or self.algorithm.inpainting is not None
+        if self.reward and self.reward.normalization != "none" and judges_more:
+            raise ValueError(
+                f"reward.normalization: {name} judges more than one completion per rollout, and per_function compares "
+                "the rollouts of a prompt; remove it"
+            )
         if samples and self.data.max_completion_length is not None:
             raise ValueError(f"data.max_completion_length: {name} writes its completions; rollout.gen_length says it")
         hints = self.algorithm.inpainting

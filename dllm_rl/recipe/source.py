@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,29 @@ import torch
 
 from dllm_rl.errors import DataError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
-from dllm_rl.rollouts.rewards import RewardPanel, load_function
+from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
+from dllm_rl.toys import arithmetic, column_sum, small_sudoku
 from dllm_rl.training.data import Example, LengthRule, PromptFormat, PromptRow, pair_rows, prompt_rows, text_rows
 from dllm_rl.training.inpaint import make_inpainter
-from dllm_rl.training.source import ExampleSource, RolloutSource, Source
+from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource, Source
 from dllm_rl.training.traces import with_traces
 
 log = logging.getLogger(__name__)
 
 Rows = Sequence[PromptRow] | Sequence[Example]
+
+_TOYS: Mapping[str, Callable[..., list[Row]]] = {
+    "arithmetic": arithmetic.rows,
+    "column_sum": column_sum.rows,
+    "small_sudoku": small_sudoku.rows,
+}
+"""Procedural sources, as `toy:NAME`."""
 
 
 def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
@@ -34,7 +44,7 @@ def load_data(recipe: Recipe, base: Path, model: DiffusionModel) -> Rows:
         DataError: a file, a column or a row cannot be used.
     """
     section = recipe.data
-    rows = _raw_rows(recipe, base)
+    rows = raw_rows(recipe, base)
     if section.map is not None:
         rows = mapped(rows, load_function(section.map, base), section.path)
     form = PromptFormat(model.tokenizer, section.prompt, section.system, section.path)
@@ -69,19 +79,19 @@ def mapped(rows: Sequence[Row], function: Callable[[Row], Row | None], source: s
     return kept
 
 
-def _raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+def raw_rows(recipe: Recipe, base: Path) -> list[Row]:
+    """Rows as the data have them, before `data.map`."""
     section = recipe.data
     scheme, _, toy = section.path.partition(":")
     if scheme != "toy":
         return read_rows(find(section.path, base) or section.path, name=section.name, split=section.split)[
             : section.limit
         ]
-    if toy != "arithmetic":
-        raise DataError(f"data.path: no procedural source {section.path!r}; there is toy:arithmetic")
-    from dllm_rl.toys.arithmetic import rows as arithmetic_rows
-
+    if toy not in _TOYS:
+        there = " and ".join(f"toy:{name}" for name in _TOYS)
+        raise DataError(f"data.path: no procedural source {section.path!r}; there are {there}")
     try:
-        return arithmetic_rows(section.split, **section.options)[: section.limit]
+        return _TOYS[toy](section.split, **section.options)[: section.limit]
     except TypeError as error:
         raise DataError(f"data.options: {error}") from error
 
@@ -108,12 +118,13 @@ def make_source(
         rows: as `load_data` made them.
         device: where the model will be once the trainer has it.
     """
-    if recipe.rollout is None or recipe.reward is None:
+    if recipe.rollout is None:
         return ExampleSource(rows, seed, model.spec.eos_ids[0], device)
-    engine = LocalEngine(model, settings_of(recipe.rollout), recipe.rollout.batch_size)
-    panel = RewardPanel.load(
-        recipe.reward.functions, base, weights=recipe.reward.weights, time_limit=recipe.reward.time_limit
-    )
+    settings = replace(settings_of(recipe.rollout), record_predictions=recipe.algorithm.judges_steps)
+    engine = LocalEngine(model, settings, recipe.rollout.batch_size)
+    if recipe.reward is None:
+        return DemonstrationSource(rows, seed, engine, recipe.algorithm, recipe.rollout.num_generations, device)
+    panel = make_panel(recipe.reward, base)
     generations = recipe.rollout.num_generations
     inpainter = None
     if recipe.algorithm.inpainting is not None:

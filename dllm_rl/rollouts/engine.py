@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -42,6 +42,8 @@ class RolloutSettings:
     stop_at_eos: bool = False
     cache: str = "none"
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    record_predictions: bool = False
+    """Whether the trajectories keep what every step predicted of all that was hidden."""
 
 
 class RolloutEngine(Protocol):
@@ -93,7 +95,7 @@ class LocalEngine:
             raise RecipeError(f"batch_size is {batch_size}; expected at least 1, or None for all prompts at once")
         self.model = model
         self.batch_size = batch_size
-        self.sampler = make_sampler(
+        sampler = make_sampler(
             model.spec,
             settings.sampler,
             settings.options,
@@ -108,6 +110,7 @@ class LocalEngine:
                 stop_at_eos=settings.stop_at_eos,
             ),
         )
+        self.sampler = replace(sampler, record_predictions=settings.record_predictions)
         self.policy = make_policy(settings.cache, model.spec)
 
     @property

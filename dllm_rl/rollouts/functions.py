@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import re
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +11,6 @@ from typing import Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.shipped import import_file, locate
-
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?:@\w+)?")
 
 
 def load_function(reference: str, base: Path | None = None) -> Callable[..., Any]:
@@ -29,11 +26,6 @@ def load_function(reference: str, base: Path | None = None) -> Callable[..., Any
     place, colon, name = reference.rpartition(":")
     if not colon and reference.endswith(".py"):
         raise RecipeError(f"{reference}: names no function; expected {reference}:function")
-    if not colon and _HUB_ID.fullmatch(reference):
-        raise RecipeError(
-            f"{reference}: reward models from the hub are not part of this version; wrap the model in a function and "
-            "name it as file.py:function"
-        )
     if not colon:
         place, _, name = reference.rpartition(".")
     module = import_file(locate(place, base)) if place.endswith(".py") else _import_module(place, reference)

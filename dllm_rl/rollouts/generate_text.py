@@ -41,8 +41,6 @@ class Completed:
 
     texts: list[GeneratedText]
     trajectory: Trajectory
-    blocks: list[list[int]]
-    """Of each row, the lengths of its blocks."""
 
 
 def generate_text(
@@ -97,8 +95,7 @@ def complete(
     else:
         out, forwards = engine.drive(driver, ids, keys, fixed=given)
     rows = zip(map(prompt_text, prompts), map(decode, out.completions), out.finished.tolist(), forwards, strict=True)
-    blocks = [row.unique_consecutive(return_counts=True)[1].tolist() for row in engine.sampler.blocks.layout(ids)]
-    return Completed([GeneratedText(*row) for row in rows], out, blocks)
+    return Completed([GeneratedText(*row) for row in rows], out)
 
 
 def complete_live(
@@ -164,7 +161,6 @@ def trace_of_text(
         prompt_texts=[row.prompt for row in done.texts],
         completions=[row.completion for row in done.texts],
         texts={token: token_text(model.tokenizer, token) for token in token_ids(done.trajectory)},
-        blocks=done.blocks,
     )
 
 

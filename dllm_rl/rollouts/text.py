@@ -16,11 +16,16 @@ Prompt = str | Sequence[Mapping[str, str]]
 def encode_prompt(tokenizer: Any, prompt: Prompt) -> list[int]:
     """Ids of a prompt: messages by the tokenizer's chat template if it has one, else their contents as plain text.
 
+    An assistant's message at the end is the beginning of the answer, put behind the template's as it is.
+
     Raises:
         DataError: the tokenizer has no ids for the text.
     """
     if not isinstance(prompt, str) and tokenizer.chat_template is not None:
-        prompt = tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=False)
+        messages, beginning = list(prompt), ""
+        if messages and messages[-1]["role"] == "assistant":
+            beginning = messages.pop()["content"]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + beginning
     text = prompt_text(prompt)
     try:
         return list(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -8,7 +8,7 @@ from math import inf, isnan, nan
 from typing import Annotated, Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PlainSerializer
 from torch import Tensor
 
@@ -125,10 +125,13 @@ class Trace(_Part):
     events: EventColumns
     texts: dict[str, str]
     """What each token id that occurs stands for."""
+    planner_temperature: float | None = None
+    """See `Trajectory.planner_temperature`."""
 
     def trajectory(self) -> Trajectory:
         """The rollout itself."""
         entropy = [row.entropy for row in self.rows if row.entropy is not None]
+        blocks = [row.blocks for row in self.rows if row.blocks is not None]
         return Trajectory(
             prompts=[row.prompt for row in self.rows],
             gen_length=self.gen_length,
@@ -147,6 +150,8 @@ class Trace(_Part):
             eos_ids=tuple(self.eos_ids),
             update=self.update,
             entropy=_rectangle(entropy) if entropy else None,
+            block_of=_block_of(blocks) if len(blocks) == len(self.rows) else None,
+            planner_temperature=self.planner_temperature,
         )
 
 
@@ -159,6 +164,10 @@ def _rectangle(rows: Sequence[Sequence[float]]) -> Float64[Tensor, "B S"]:
     return torch.tensor(rows, dtype=torch.float64)
 
 
+def _block_of(lengths: Sequence[Sequence[int]]) -> Int64[Tensor, "B L"]:
+    return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+
+
 def trace_of(
     trajectory: Trajectory,
     *,
@@ -168,7 +177,6 @@ def trace_of(
     prompt_texts: Sequence[str],
     completions: Sequence[str],
     texts: Mapping[int, str],
-    blocks: Sequence[Sequence[int]] | None = None,
 ) -> Trace:
     """What is to be written about a rollout.
 
@@ -176,11 +184,11 @@ def trace_of(
         model: as the user named it.
         completions: of the rows, as text.
         texts: of every token id in prompts and events; see `token_ids`.
-        blocks: of each row, the lengths of its blocks.
     """
     events, transform = trajectory.events, trajectory.transform
     behaviour, selection = trajectory.behaviour_logp.tolist(), trajectory.selection_logp.tolist()
     entropy = None if trajectory.entropy is None else trajectory.entropy.tolist()
+    blocks = trajectory.block_of
     return Trace(
         model=model,
         sampler=sampler,
@@ -198,6 +206,7 @@ def trace_of(
         mask_id=trajectory.mask_id,
         eos_ids=list(trajectory.eos_ids),
         update=trajectory.update,
+        planner_temperature=trajectory.planner_temperature,
         rows=[
             RowFacts(
                 prompt=list(prompt),
@@ -208,7 +217,7 @@ def trace_of(
                 selection_logp=selection[row],
                 entropy=None if entropy is None else entropy[row],
                 key=str(int(trajectory.keys[row])),
-                blocks=None if blocks is None else list(blocks[row]),
+                blocks=None if blocks is None else blocks[row].bincount().tolist(),
             )
             for row, prompt in enumerate(trajectory.prompts)
         ],

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.denoiser import CachingDenoiser, DiffusionSpec, KeyValues
 from dllm_rl.diffusion.transform import guide
 from dllm_rl.errors import ModelContractError, RecipeError
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.network import unfinished
+from dllm_rl.samplers.network import scheduled, unfinished
 
 
 @runtime_checkable
@@ -167,6 +167,18 @@ class Cached:
         self._caches: list[KeyValues] = [denoiser.open_cache(*shape) for _ in range(2 if cfg_scale else 1)]
 
     def logits(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> Float[Tensor, "T V"]:
+        answers = self._answers(canvas, positions)
+        return guide(answers[0], answers[1], self.cfg_scale) if self.cfg_scale else answers[0]
+
+    def pair(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, "T V"]]:
+        seeing, blind = self._answers(canvas, positions)
+        return seeing, blind
+
+    def schedule(self, features: Float64[Tensor, "B F"], actions: int) -> Float[Tensor, "B A"]:
+        return scheduled(self.denoiser, features, actions)
+
+    def _answers(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> list[Float[Tensor, "T V"]]:
+        """With the prompt, and without it if there is a second cache."""
         live, attend, where = unfinished(canvas, positions)
         self._keep(live)
         rows = canvas.select(live)
@@ -174,11 +186,10 @@ class Cached:
         refresh = (self.policy.refresh(rows, (rows.tokens != self._visited) & seen) | where) & seen
         self._visited = torch.where(refresh, rows.tokens, self._visited)
         inputs = [rows.tokens, rows.without_prompt(self.denoiser.spec.mask_id)][: len(self._caches)]
-        answers = [
+        return [
             self.denoiser.logits_through(cache, tokens, refresh, where, attend)
             for cache, tokens in zip(self._caches, inputs, strict=True)
         ]
-        return guide(answers[0], answers[1], self.cfg_scale) if self.cfg_scale else answers[0]
 
     def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         raise ModelContractError("a planner head cannot be read through a cache; set cache to 'none'")

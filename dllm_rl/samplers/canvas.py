@@ -77,6 +77,11 @@ class Canvas:
         return self.hidden & self.editable & self.opened & ~self.finished[:, None]
 
     @property
+    def unwritten(self) -> Bool[Tensor, "B L"]:
+        """Every position that is still to be written, in blocks not yet opened too."""
+        return self.hidden & self.editable & ~self.finished[:, None]
+
+    @property
     def block_start(self) -> Int64[Tensor, " B"]:
         """First position of the block each row is writing."""
         return (self.block_of < self.block[:, None]).sum(dim=1)

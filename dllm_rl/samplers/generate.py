@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from dllm_rl import rng
 from dllm_rl.diffusion.denoiser import CachingDenoiser, Denoiser
 from dllm_rl.diffusion.trajectory import Exactness, Trajectory
-from dllm_rl.errors import DataError, ModelContractError
+from dllm_rl.errors import DataError, ModelContractError, RecipeError
 from dllm_rl.samplers.cache import Cached, CachePolicy, make_policy
 from dllm_rl.samplers.canvas import Canvas, Template, blank_canvas
 from dllm_rl.samplers.loop import Sampler, State, Watch, run, start
@@ -38,6 +39,7 @@ def generate(
     fixed: Sequence[Template] | None = None,
     cache: str = "none",
     stop_at_eos: bool = False,
+    record_predictions: bool = False,
     watch: Watch | None = None,
     **options: Any,
 ) -> Trajectory:
@@ -63,6 +65,8 @@ def generate(
         cache: "none", "prefix", "dual", "dkv", "vicinity", or "block" for block-causal models; only "none" and "block"
             are exact.
         stop_at_eos: finish a row when a block that holds an end of sequence is full, and fill the rest with it.
+        record_predictions: keep what every step predicted of all that was hidden, as `Trajectory.predictions`; not for
+            block-causal models, nor through a cache.
         watch: called with the number of forwards done and the canvas, before the first forward and after each.
         options: of the preset.
 
@@ -73,7 +77,7 @@ def generate(
         ModelContractError: the model cannot do what is asked for: keep a cache, plan.
     """
     request = Request(gen_length, block_length, steps, temperature, cfg_scale, top_p, top_k, stop_at_eos)
-    chosen = make_sampler(model.spec, sampler, options, request)
+    chosen = replace(make_sampler(model.spec, sampler, options, request), record_predictions=record_predictions)
     policy = make_policy(cache, model.spec)
     keys = row_keys(seed, sample_ids, len(prompts))
     return rollout(model, prompts, chosen, keys, fixed=fixed, policy=policy, watch=watch)
@@ -115,6 +119,7 @@ def rollout(
             sampler that stops at the end of sequence.
         ModelContractError: the model cannot do what the sampler or the policy needs.
     """
+    sampler = sampler.at(update)
     state = begin(model, prompts, sampler, keys, fixed=fixed, policy=policy)
     state = run(state, sampler, model.spec.mask_id, watch)
     return trajectory(state, prompts, model, sampler, policy, update)
@@ -152,13 +157,20 @@ def trajectory(
     if policy is not None and not policy.exact and exactness != "none":
         exactness = "approximate_cache"
     given = [list(prompt) for prompt in prompts]
-    return state.recorder.finish(given, state.canvas, model.spec, sampler.transform, exactness, update)
+    return state.recorder.finish(
+        given, state.canvas, model.spec, sampler.transform, exactness, update, sampler.planner_temperature
+    )
 
 
 def _network(model: Denoiser, sampler: Sampler, policy: CachePolicy | None, canvas: Canvas) -> Exact | Cached:
     cfg_scale = sampler.transform.cfg_scale
     if policy is None:
         return Exact(model, cfg_scale)
+    if sampler.record_predictions:
+        raise RecipeError(
+            "one-step completions are asked for through a cache, which leaves out what lies beyond the open block; set "
+            "cache to 'none'"
+        )
     if not isinstance(model, CachingDenoiser):
         raise ModelContractError("this model keeps no keys and values; set cache to 'none'")
     return Cached(model, policy, cfg_scale, canvas.tokens.shape)

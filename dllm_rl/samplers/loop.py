@@ -12,12 +12,15 @@ from torch import Tensor
 from dllm_rl.diffusion import ledger
 from dllm_rl.diffusion.trajectory import Exactness, Op
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.blocks import Blocks
 from dllm_rl.samplers.canvas import Canvas
-from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_with_shadow
+from dllm_rl.samplers.network import Network, mean_entropy, propose, propose_pair, propose_with_shadow
 from dllm_rl.samplers.propose import Draw, Proposal, draw
+from dllm_rl.samplers.random_rules import PlannerBernoulli
 from dllm_rl.samplers.record import Recorder
 from dllm_rl.samplers.revise.base import NOTHING, Revise, Revision
+from dllm_rl.samplers.schedule import Schedule
 from dllm_rl.samplers.score import BlindScore, DrawnScore, Score
 from dllm_rl.samplers.select import Choice, Everything, Select
 
@@ -39,6 +42,27 @@ class Sampler:
     """A row is finished when a block that holds one of these is full; the rest is filled with the first of them."""
     measure_entropy: bool = False
     """Record the mean entropy of the open positions at every step."""
+    record_predictions: bool = False
+    """Record what every step predicts of all that is hidden, later blocks too: `Trajectory.predictions`. The forwards
+    stay as many; the rollout stays the same, bit for bit where the head's product does not depend on its size."""
+    schedule: Schedule | None = None
+    """Who decides, step by step, about the rule and the distribution; `select` is then what it starts from."""
+
+    def __post_init__(self) -> None:
+        if self.record_predictions and self.blocks.aligned:
+            raise RecipeError(
+                "one-step completions are asked for, and a block-causal model cannot predict the blocks after the open "
+                "one; use a model that sees the whole canvas, or a method that does not judge them"
+            )
+        if self.record_predictions and self.schedule is not None:
+            raise RecipeError(
+                "one-step completions are asked for, and a schedule changes what they are drawn from step by step; "
+                "choose a sampler without a schedule"
+            )
+
+    def at(self, update: int) -> Sampler:
+        """The sampler of a rollout made after so many updates."""
+        return self if self.schedule is None else replace(self, schedule=self.schedule.at(update))
 
     @property
     def exactness(self) -> Exactness:
@@ -48,6 +72,11 @@ class Sampler:
         if isinstance(self.score, BlindScore) or isinstance(self.select, Everything):
             return "exact"
         return "none" if self.select.random else "exact_with_F"
+
+    @property
+    def planner_temperature(self) -> float | None:
+        """Of the coins that a planner head's logits load; None for any other way to choose positions."""
+        return self.select.temperature if isinstance(self.select, PlannerBernoulli) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +120,13 @@ class Sight:
     """Of the positions to write."""
     opinion: Proposal
     """Of those written, as far as the reviser wants to know."""
+    beyond: Proposal | None = None
+    """Of those hidden that this step may not write; None if predictions are not recorded."""
 
     def select(self, index: Int64[Tensor, " R"], canvas: Canvas) -> Sight:
         """The same for a fork: `canvas` holds copies of the rows at `index`, whose keys may have been changed since."""
-        return Sight(self.proposal.of_rows(index, canvas), self.opinion.of_rows(index, canvas))
+        beyond = None if self.beyond is None else self.beyond.of_rows(index, canvas)
+        return Sight(self.proposal.of_rows(index, canvas), self.opinion.of_rows(index, canvas), beyond)
 
 
 def advance(state: State, sampler: Sampler, mask_id: int) -> State:
@@ -105,10 +137,16 @@ def advance(state: State, sampler: Sampler, mask_id: int) -> State:
 def act(state: State, sight: Sight, sampler: Sampler, mask_id: int) -> State:
     """All that follows from one forward: choose, draw, write, revise, record. The log is continued in place."""
     before, recorder, proposal = state.canvas, state.recorder, sight.proposal
+    if sampler.schedule is not None:
+        plan = sampler.schedule(proposal, before, state.network)
+        proposal, sampler = plan.proposal, replace(sampler, select=plan.select)
+        recorder.scheduled(plan.trace)
     entropy = None
     if sampler.measure_entropy:
         entropy = mean_entropy(proposal, sampler.transform.forbidden_ids, len(before.keys))
     step = _choose(proposal, before, sampler)
+    if sampler.record_predictions:
+        recorder.predicted(*_predicted(sight, step, before, sampler.transform))
     after = _write(before, step)
     recorder.written(after, step.written.row, step.written.index, step.tokens.logq)
     revision = sampler.revise(before, after, sight.opinion)
@@ -132,6 +170,8 @@ class _Step:
     written: Proposal
     """The positions chosen, in the order in which they were taken."""
     tokens: Draw
+    drawn: Draw | None
+    """At every open position, where that was needed."""
     scores: Float64[Tensor, " C"]
     losing: Float64[Tensor, " B"] | None
     """Log-probability that what was left out drew nothing better, nats; None when nothing was drawn there."""
@@ -141,21 +181,45 @@ def look(state: State, sampler: Sampler) -> Sight:
     """One forward of every unfinished row. A state is looked at once: its cache, if it has one, then stands further."""
     network, canvas, eligible = state.network, state.canvas, state.canvas.eligible
     with_plan = isinstance(sampler.score, BlindScore) and sampler.score.reads_plan
+    asked = canvas.unwritten if sampler.record_predictions else eligible
     if sampler.revise.reads == "written":
-        everything = propose(network, canvas, canvas.window | eligible, with_plan)
-        open_now = eligible[everything.row, everything.index]
-        return Sight(everything.select(open_now), everything.select(~open_now))
-    if sampler.revise.reads == "shadow":
-        return Sight(*propose_with_shadow(network, canvas, eligible, canvas.window & ~canvas.hidden))
-    proposal = propose(network, canvas, eligible, with_plan)
-    return Sight(proposal, proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool)))
+        everything = propose(network, canvas, canvas.window | asked, with_plan)
+        hidden = canvas.hidden[everything.row, everything.index]
+        proposal, opinion = everything.select(hidden), everything.select(~hidden)
+    elif sampler.revise.reads == "shadow":
+        proposal, opinion = propose_with_shadow(network, canvas, asked, canvas.window & ~canvas.hidden)
+    else:
+        guides = sampler.schedule is not None and sampler.schedule.guides
+        proposal = propose_pair(network, canvas, asked) if guides else propose(network, canvas, asked, with_plan)
+        opinion = proposal.select(torch.zeros_like(proposal.row, dtype=torch.bool))
+    if not sampler.record_predictions:
+        return Sight(proposal, opinion)
+    open_now = eligible[proposal.row, proposal.index]
+    return Sight(proposal.select(open_now), opinion, proposal.select(~open_now))
+
+
+def _predicted(
+    sight: Sight, step: _Step, canvas: Canvas, transform: Transform
+) -> tuple[Int64[Tensor, "B L"], Float64[Tensor, "B L"]]:
+    """Every row's completion with a draw at each hidden position, and the log-probabilities of the draws.
+
+    Each position has a key of its own, so that drawing where nothing is written leaves the rollout as it is.
+    """
+    assert sight.beyond is not None and step.drawn is not None, "predictions are recorded"
+    tokens, logq = canvas.completion, torch.zeros_like(canvas.logp)
+    for part, draws in ((sight.proposal, step.drawn), (sight.beyond, draw(sight.beyond, transform))):
+        cell = (part.row, part.index)
+        tokens, logq = tokens.index_put(cell, draws.token), logq.index_put(cell, draws.logq)
+    return tokens, logq
 
 
 def _choose(proposal: Proposal, canvas: Canvas, sampler: Sampler) -> _Step:
     score, eligible = sampler.score, canvas.eligible
     drawn = None
-    if isinstance(score, DrawnScore):
+    if isinstance(score, DrawnScore) or sampler.record_predictions:
         drawn = draw(proposal, sampler.transform)
+    if isinstance(score, DrawnScore):
+        assert drawn is not None
         scores = proposal.gather(lambda part: score.of_tokens(part, canvas), drawn.token)
     else:
         scores = score.of_positions(proposal, canvas)
@@ -169,7 +233,7 @@ def _choose(proposal: Proposal, canvas: Canvas, sampler: Sampler) -> _Step:
     losing = None
     if isinstance(score, DrawnScore) and sampler.exactness == "exact_with_F":
         losing = _losing(proposal, choice, canvas, score, sampler.transform)
-    return _Step(choice, written, tokens, scores[chosen].to(torch.float64), losing)
+    return _Step(choice, written, tokens, drawn, scores[chosen].to(torch.float64), losing)
 
 
 def _losing(

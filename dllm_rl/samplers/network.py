@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from dllm_rl.diffusion.denoiser import Denoiser, PairwiseDenoiser, PlanningDenoiser
+from dllm_rl.diffusion.denoiser import Denoiser, PairwiseDenoiser, PlanningDenoiser, SchedulingDenoiser
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import ModelContractError
 from dllm_rl.samplers.canvas import Canvas
@@ -29,6 +30,18 @@ class Network(Protocol):
 
         Raises:
             ModelContractError: the model has no planner, or it cannot be read this way.
+        """
+        ...
+
+    def pair(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, "T V"]]:
+        """Logits with and without the prompt, not yet put together; for who decides the strength of guidance later."""
+        ...
+
+    def schedule(self, features: Float64[Tensor, "B F"], actions: int) -> Float[Tensor, "B A"]:
+        """Means of the schedule policy's actions.
+
+        Raises:
+            ModelContractError: the model has no schedule head, or one that was made for something else.
         """
         ...
 
@@ -54,12 +67,19 @@ class Exact:
         self.denoiser, self.cfg_scale = denoiser, cfg_scale
 
     def logits(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> Float[Tensor, "T V"]:
+        if self.cfg_scale:
+            return guide(*self.pair(canvas, positions), self.cfg_scale)
         live, attend, where = unfinished(canvas, positions)
-        logits = self.denoiser.logits_at(canvas.tokens[live], where, attend)
-        if self.cfg_scale == 0:
-            return logits
+        return self.denoiser.logits_at(canvas.tokens[live], where, attend)
+
+    def pair(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, "T V"]]:
+        live, attend, where = unfinished(canvas, positions)
+        seeing = self.denoiser.logits_at(canvas.tokens[live], where, attend)
         blind = canvas.without_prompt(self.denoiser.spec.mask_id)[live]
-        return guide(logits, self.denoiser.logits_at(blind, where, attend), self.cfg_scale)
+        return seeing, self.denoiser.logits_at(blind, where, attend)
+
+    def schedule(self, features: Float64[Tensor, "B F"], actions: int) -> Float[Tensor, "B A"]:
+        return scheduled(self.denoiser, features, actions)
 
     def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         if not isinstance(self.denoiser, PlanningDenoiser):
@@ -101,6 +121,33 @@ def unfinished(
     """The rows that still take part, what they attend to, and `positions` as columns of theirs."""
     live = (~canvas.finished).nonzero()[:, 0]
     return live, None if canvas.attend is None else canvas.attend[live], canvas.columns(positions)[live]
+
+
+def scheduled(denoiser: Denoiser, features: Float64[Tensor, "B F"], actions: int) -> Float[Tensor, "B A"]:
+    """What the schedule head says. See `Network.schedule`."""
+    if not isinstance(denoiser, SchedulingDenoiser):
+        raise ModelContractError(
+            "this sampler follows a schedule policy and the model has no schedule head; load a model with one, or "
+            "choose another sampler"
+        )
+    means = denoiser.schedule_at(features)
+    if means.shape[1] != actions:
+        raise ModelContractError(
+            f"the model's schedule head decides {means.shape[1]} numbers and the sampler's option `learned` names "
+            f"{actions}; give as many as the head was made for"
+        )
+    return means
+
+
+def propose_pair(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> Proposal:
+    """Run the network with and without the prompt, and leave the guidance to whoever decides its strength.
+
+    Raises:
+        ModelContractError: a logit is NaN.
+    """
+    logits, unconditional = network.pair(canvas, positions)
+    _proposal(canvas, positions, unconditional, None)
+    return replace(_proposal(canvas, positions, logits, None), unconditional=unconditional)
 
 
 def propose(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"], with_plan: bool) -> Proposal:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -35,10 +35,16 @@ class Proposal:
     """A key for this row, step and position; every random number of the step is folded from it."""
     plan: Float[Tensor, " T"] | None = None
     """The planner head's logit; None unless the score asks for it."""
+    unconditional: Float[Tensor, "T V"] | None = None
+    """Logits without the prompt, where a schedule still has to decide how strong guidance is."""
+    temperature: Float64[Tensor, " T"] | None = None
+    """Of each position's distribution, in place of the transform's, where a schedule has decided it."""
 
-    def select(self, which: Bool[Tensor, " T"] | Int64[Tensor, " S"]) -> Proposal:
-        plan = None if self.plan is None else self.plan[which]
-        return Proposal(self.row[which], self.index[which], self.logits[which], self.key[which], plan)
+    def select(self, which: Bool[Tensor, " T"] | Int64[Tensor, " S"] | slice) -> Proposal:
+        return Proposal(*(None if part is None else part[which] for part in self._parts()))  # type: ignore[arg-type]
+
+    def _parts(self) -> list[Tensor | None]:
+        return [getattr(self, field.name) for field in fields(self)]
 
     def of_rows(self, rows: Int64[Tensor, " R"], canvas: Canvas) -> Proposal:
         """The proposal for `canvas`, whose rows are copies of `rows`, repeats allowed; random numbers are its own."""
@@ -52,10 +58,8 @@ class Proposal:
 
     def split(self) -> list[Proposal]:
         """The proposal in chunks small enough for float64 and for copies of the logits."""
-        size = self._chunk
-        row, index, logits, key = (torch.split(part, size) for part in (self.row, self.index, self.logits, self.key))
-        plan = [None] * len(row) if self.plan is None else torch.split(self.plan, size)
-        return [Proposal(*chunk) for chunk in zip(row, index, logits, key, plan, strict=True)]
+        bounds = range(0, max(1, len(self.row)), self._chunk)
+        return [self.select(slice(start, start + self._chunk)) for start in bounds]
 
     def gather(self, of_tokens: Callable[[Proposal], Tensor], token: Int64[Tensor, " T"]) -> Float[Tensor, " T"]:
         """What `of_tokens`, a [T, V] table computed in chunks, holds for one token per position."""
@@ -66,6 +70,13 @@ class Proposal:
     def per_position(self, of_logits: Callable[[Tensor], Tensor]) -> Float[Tensor, " T"]:
         """A function of each position's logits, computed in chunks."""
         return torch.cat([of_logits(part.logits) for part in self.split()])
+
+    def log_probs(self, transform: Transform) -> Float64[Tensor, "T V"]:
+        """Of the distribution that tokens are drawn from, in float64. For chunks."""
+        logits = self.logits.to(torch.float64)
+        if self.temperature is None:
+            return transform.log_probs(logits)
+        return replace(transform, temperature=1.0).log_probs(logits / self.temperature[:, None])
 
     def uniform(self, purpose: str) -> Float64[Tensor, " T"]:
         """One fresh number per position, uniform on (0, 1), that nothing else of this step shares."""
@@ -102,7 +113,7 @@ def _draw_chunk(proposal: Proposal, transform: Transform) -> Draw:
     if transform.temperature == 0:
         greedy = transform.permitted(proposal.logits).argmax(dim=-1)
         return Draw(greedy, torch.full(greedy.shape, float("nan"), dtype=torch.float64, device=greedy.device))
-    logq = transform.log_probs(proposal.logits.to(torch.float64))
+    logq = proposal.log_probs(transform)
     uniform = proposal.uniform("token")[:, None]
     cumulative = logq.exp().cumsum(dim=-1)
     # The sum is 1 only up to rounding, hence the scale; a number below 1 then lands on a token that has mass.

@@ -87,7 +87,8 @@ class PlackettLuce:
 
 @dataclass(frozen=True, slots=True)
 class PlannerBernoulli:
-    """Every position fires by itself with probability sigmoid(score); where none does, the likeliest one is forced.
+    """Every position fires by itself with probability sigmoid(score / temperature); where none does, the likeliest is
+    forced.
 
     Of equally likely ones the lowest index. For the logits of a planner; a log-probability fires at most half the time.
 
@@ -95,12 +96,15 @@ class PlannerBernoulli:
     (`ledger.forced_coins_logp`); the published loss leaves it out, or counts a coin that did not fall.
     """
 
+    temperature: float = 1.0
+    """Below 1 the planner is taken at its word more often, above 1 less."""
+
     random: ClassVar[bool] = True
 
     def __call__(
         self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
     ) -> Choice:
-        logits = score.to(torch.float64)
+        logits = score.to(torch.float64) / self.temperature
         uniform = proposal.dense(proposal.uniform("order"), eligible.shape, empty=1.0)
         fired = eligible & (uniform < logits.sigmoid())
         forced = highest(logits, eligible, torch.ones_like(canvas.turn))

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from dllm_rl.diffusion.denoiser import DiffusionSpec
-from dllm_rl.diffusion.trajectory import Events, Exactness, Op, Trajectory
+from dllm_rl.diffusion.schedule import ScheduleTrace
+from dllm_rl.diffusion.trajectory import Events, Exactness, Op, Predictions, Trajectory
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
 
@@ -20,12 +21,22 @@ class Recorder:
         self._events: list[Events] = []
         self._selection_logp: list[Float64[Tensor, " B"]] = []
         self._entropy: list[Float64[Tensor, " B"]] = []
+        self._predicted: list[tuple[Int64[Tensor, "B L"], Float64[Tensor, "B L"]]] = []
+        self._schedule: list[ScheduleTrace] = []
 
     def forward(self, selection_logp: Float64[Tensor, " B"], entropy: Float64[Tensor, " B"] | None) -> None:
         """One forward: the log-probability of what was selected and revised, and the mean entropy if measured."""
         self._selection_logp.append(selection_logp)
         if entropy is not None:
             self._entropy.append(entropy)
+
+    def predicted(self, tokens: Int64[Tensor, "B L"], logq: Float64[Tensor, "B L"]) -> None:
+        """The one-step completions of the last forward and their log-probabilities, as `Predictions` has them."""
+        self._predicted.append((tokens, logq))
+
+    def scheduled(self, decision: ScheduleTrace) -> None:
+        """What a schedule policy decided of the coming step."""
+        self._schedule.append(decision)
 
     def written(
         self, canvas: Canvas, row: Int64[Tensor, " C"], position: Int64[Tensor, " C"], logq: Float64[Tensor, " C"]
@@ -70,6 +81,8 @@ class Recorder:
         other._events = [self._sorted().of_rows(index, self._num_rows)]
         other._selection_logp = [logp[index] for logp in self._selection_logp]
         other._entropy = [entropy[index] for entropy in self._entropy]
+        other._predicted = [(tokens[index], logq[index]) for tokens, logq in self._predicted]
+        other._schedule = [decision.select(index) for decision in self._schedule]
         return other
 
     def finish(
@@ -80,6 +93,7 @@ class Recorder:
         transform: Transform,
         exactness: Exactness,
         update: int,
+        planner_temperature: float | None = None,
     ) -> Trajectory:
         """The trajectory of everything recorded."""
         none = torch.zeros(self._num_rows, 0, dtype=torch.float64, device=canvas.keys.device)
@@ -96,4 +110,14 @@ class Recorder:
             eos_ids=spec.eos_ids,
             update=update,
             entropy=torch.stack(self._entropy, dim=1) if self._entropy else None,
+            predictions=self._predictions(),
+            schedule=ScheduleTrace.of_steps(self._schedule) if self._schedule else None,
+            block_of=canvas.block_of,
+            planner_temperature=planner_temperature,
         )
+
+    def _predictions(self) -> Predictions | None:
+        if not self._predicted:
+            return None
+        tokens, logq = zip(*self._predicted, strict=True)
+        return Predictions(torch.stack(tokens, dim=1), torch.stack(logq, dim=1))

@@ -118,6 +118,29 @@ class UniformSubset:
 
 
 @dataclass(frozen=True, slots=True)
+class ExpectedCount:
+    """The highest scores, as many as coins that fall heads with probability sigmoid(score / temperature) would show on
+    average, rounded down; at least one.
+
+    For the logits of a planner where nothing should be left to chance. Not the law it was trained under: with many
+    positions of a small probability each the coins would spread, and this takes the likeliest.
+
+    Source: the inference mode of dUltra's released code, https://arxiv.org/abs/2512.21446.
+    """
+
+    temperature: float = 1.0
+
+    random: ClassVar[bool] = False
+
+    def __call__(
+        self, score: Float[Tensor, "B L"], eligible: Bool[Tensor, "B L"], proposal: Proposal, canvas: Canvas
+    ) -> Choice:
+        chance = (score.to(torch.float64) / self.temperature).sigmoid().masked_fill(~eligible, 0.0)
+        commit = highest(score, eligible, chance.sum(dim=1).long().clamp(min=1))
+        return Choice(commit, ledger.weakest_chosen(score, commit))
+
+
+@dataclass(frozen=True, slots=True)
 class Threshold:
     """Every position that scores at least a probability, but no fewer than a floor and no more than a cap.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from math import isqrt
 
 from dllm_rl.errors import DataError
+from dllm_rl.toys.draws import check_rows, happens, number_of
 
 _SPLIT_PARTS = 10  # one unordered pair of operands in ten is held out
 _FEISTEL_ROUNDS = 6
@@ -38,14 +38,9 @@ def rows(
     Raises:
         DataError: an unknown split, or a number out of range.
     """
-    if split not in ("train", "test"):
-        raise DataError(f"split is {split!r}; expected 'train' or 'test'")
+    check_rows(split, start, count, careless)
     if not 1 <= digits <= 6:
         raise DataError(f"digits is {digits}; expected 1 to 6 digits per operand")
-    if start < 0 or count < 0:
-        raise DataError(f"start is {start} and count is {count}; expected both to be at least 0")
-    if not 0 <= careless <= 1:
-        raise DataError(f"careless is {careless}; expected a share from 0 to 1")
     return [_row(split, seed, index, digits, careless) for index in range(start, start + count)]
 
 
@@ -63,10 +58,10 @@ def _row(split: str, seed: int, index: int, digits: int, careless: float) -> dic
     offset = split_size("test", digits) if split == "train" else 0
     slot = offset + _permute(place, size, f"order {seed} {turn} {split} {digits}")
     smaller, larger = _pair(_permute(slot, split_size("train", digits) + split_size("test", digits), f"split {digits}"))
-    exchanged = _hash(f"exchange {seed} {turn} {digits} {smaller} {larger}") % 2
+    exchanged = number_of(f"exchange {seed} {turn} {digits} {smaller} {larger}") % 2
     left, right = (larger, smaller) if exchanged else (smaller, larger)
     answer = f"{left + right:0{digits + 1}}"
-    slips = _hash(f"careless {seed} {turn} {digits} {smaller} {larger}") < careless * 2**64
+    slips = happens(careless, f"careless {seed} {turn} {digits} {smaller} {larger}")
     return {
         "prompt": f"{left:0{digits}}+{right:0{digits}}=",
         "answer": answer,
@@ -92,11 +87,7 @@ def _permute(number: int, size: int, key: str) -> int:
     while True:
         left, right = number >> half, number & ((1 << half) - 1)
         for step in range(_FEISTEL_ROUNDS):
-            left, right = right, left ^ (_hash(f"{key} {step} {right}") & ((1 << half) - 1))
+            left, right = right, left ^ (number_of(f"{key} {step} {right}") & ((1 << half) - 1))
         number = (left << half) | right
         if number < size:
             return number
-
-
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

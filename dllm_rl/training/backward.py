@@ -62,16 +62,21 @@ def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Scores:
     """Scores of every view without gradient, `size` views per forward."""
     with torch.no_grad():
         parts = [score_group(denoiser, batch, group.view) for group in view_groups(len(batch.views), size)]
+    return _together(parts)
+
+
+def _together(parts: list[Scores]) -> Scores:
+    """Scores of several groups as those of one, without gradient."""
     return Scores(
-        torch.cat([part.logp for part in parts]),
-        torch.arange(len(batch.views)),
+        torch.cat([part.logp.detach() for part in parts]),
+        torch.cat([part.view for part in parts]),
         _joined([part.plan for part in parts]),
         _joined([part.schedule for part in parts]),
     )
 
 
 def _joined(parts: list[Tensor | None]) -> Tensor | None:
-    given = [part for part in parts if part is not None]
+    given = [part.detach() for part in parts if part is not None]
     return torch.cat(given) if given else None
 
 
@@ -113,23 +118,26 @@ def backward(
         also: added to the objective of the last group.
 
     Returns:
-        Losses whose sum is the loss (detached).
+        Losses whose sum is the loss (detached), and one of nothing that reports on all views together.
     """
     if algorithm.is_sum_over_views:
         parts = _direct(algorithm, batch, denoiser, groups)
     else:
         parts = _scores_first(algorithm, batch, denoiser, frozen, groups)
-    losses = []
-    for index in range(len(groups)):
+    losses, seen = [], []
+    for index, group in enumerate(groups):
         last = index == len(groups) - 1
         with group_context(last):
-            objective, loss = next(parts)
+            objective, loss, scores = next(parts)
             back_propagate(scale * objective if also is None or not last else scale * objective + also)
         losses += [loss] if loss is not None else []
-    return losses
+        seen += [] if group.padding else [_together([scores])]  # its graph is not kept
+    nothing = torch.zeros_like(losses[0].total)
+    return [*losses, Loss(nothing, algorithm.diagnose(batch, _together(seen)))]
 
 
-Part = tuple[Tensor, Loss | None]
+Part = tuple[Tensor, Loss | None, Scores]
+"""What is back-propagated, its share of the loss if it has one, and what was scored for it."""
 
 
 def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list[Group]) -> Iterator[Part]:
@@ -137,10 +145,10 @@ def _direct(algorithm: Algorithm, batch: Batch, denoiser: Denoiser, groups: list
     for group in groups:
         scores = score_group(denoiser, batch, group.view)
         if group.padding:
-            yield torch.stack([part.sum() for part in _numbers(scores)]).sum() * 0.0, None
+            yield torch.stack([part.sum() for part in _numbers(scores)]).sum() * 0.0, None, scores
             continue
         loss = algorithm.loss(batch, scores)
-        yield loss.total, Loss(loss.total.detach(), loss.metrics)
+        yield loss.total, Loss(loss.total.detach(), loss.metrics), scores
 
 
 def _scores_first(
@@ -154,10 +162,13 @@ def _scores_first(
     coefficients = torch.autograd.grad(loss.total, numbers, allow_unused=True, materialize_grads=True)
     pending: Loss | None = Loss(loss.total.detach(), loss.metrics)
     for group in groups:
-        parts = _numbers(score_group(denoiser, batch, group.view))
+        scores = score_group(denoiser, batch, group.view)
         share = 0.0 if group.padding else 1.0
-        terms = [(part * (share * weight[group.view])).sum() for part, weight in zip(parts, coefficients, strict=True)]
-        yield torch.stack(terms).sum(), pending
+        terms = [
+            (part * (share * weight[group.view])).sum()
+            for part, weight in zip(_numbers(scores), coefficients, strict=True)
+        ]
+        yield torch.stack(terms).sum(), pending, scores
         pending = None
 
 

@@ -28,6 +28,8 @@ class PromptRow:
     columns: Row
     trace: Trace | None = None
     """What hints for this prompt come from."""
+    place: int = 0
+    """Which of the data's rows this is."""
 
     def as_completion(self, text: str) -> str | Messages:
         """A completion in the prompt's own format, as TRL's reward convention has it."""
@@ -35,6 +37,11 @@ class PromptRow:
 
     def as_text(self) -> str:
         return prompt_text(self.prompt)
+
+
+def columns_of(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
+    """Columns as lists, one entry per row, as reward functions take them."""
+    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +198,7 @@ def prompt_rows(rows: Sequence[Row], form: PromptFormat, rule: LengthRule) -> li
                 )
             ids = form.ids(prompt)
             columns = {name: value for name, value in row.items() if name != "prompt"}
-            yield PromptRow(ids, prompt, columns), rule.keep(ids, 0, index, form.source)
+            yield PromptRow(ids, prompt, columns, place=index), rule.keep(ids, 0, index, form.source)
 
     return fitting(convert(), form.source)
 

@@ -20,7 +20,9 @@ class Judged:
     trajectory: Trajectory
     texts: list[str]
     reward: Float64[Tensor, " B"]
-    """Weighted sum over the reward functions."""
+    """What the algorithm sees: the weighted sum over the reward functions, shaped."""
+    unshaped: Float64[Tensor, " B"]
+    """That sum before gates, speed and normalisation."""
     per_function: dict[str, list[float | None]]
     """Of each reward function, without its weight; None where it does not apply."""
 
@@ -34,6 +36,7 @@ class Judged:
             Trajectory.concatenate([self.trajectory, other.trajectory]),
             self.texts + other.texts,
             cat([self.reward, other.reward]),
+            cat([self.unshaped, other.unshaped]),
             {name: values + other.per_function[name] for name, values in self.per_function.items()},
         )
 
@@ -44,5 +47,6 @@ class Judged:
             self.trajectory.select(index),
             [self.texts[i] for i in index],
             self.reward[list(index)],
+            self.unshaped[list(index)],
             {name: [values[i] for i in index] for name, values in self.per_function.items()},
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from jaxtyping import Int64
@@ -13,16 +13,18 @@ from torch import Tensor
 
 from dllm_rl.algorithms.base import Algorithm, Material
 from dllm_rl.diffusion.sequences import sequences_from_ids
-from dllm_rl.diffusion.trajectory import Trajectory
+from dllm_rl.diffusion.trajectory import Op, Trajectory
 from dllm_rl.objectives.reduce import Mean, mean_of
 from dllm_rl.rng import fold
+from dllm_rl.rollouts.composition import statistics
 from dllm_rl.rollouts.engine import RolloutEngine
 from dllm_rl.rollouts.hints import Hint
 from dllm_rl.rollouts.rewards import RewardPanel
-from dllm_rl.training.data import Example, PromptRow
+from dllm_rl.training.data import Example, PromptRow, columns_of
 from dllm_rl.training.inpaint import Inpainter
 from dllm_rl.training.judged import Judged
 from dllm_rl.training.order import Layout, Visit, visit_at, visit_keys
+from dllm_rl.training.steps import credit_steps, make_judge
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,27 +102,36 @@ class RolloutSource:
     """Rescues groups that fail; None: they are left as they are."""
 
     def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
-        visits = [
-            visit
-            for micro_batch in range(layout.num_micro_batches)
-            for visit in _visits(self.seed, window, layout, micro_batch, len(self.rows))
-        ]
-        rows = [self.rows[v.row] for v in visits for _ in range(self.num_generations)]
-        keys = visit_keys(self.seed, visits, self.num_generations).to(self.device)
+        rows, keys = _asked(self, window, layout)
         judged = learned = self._roll_out(rows, fold(keys, "rollout"), update=update)
         more: dict[str, Mean] = {}
         if self.inpainter is not None:
             learned, more = self.inpainter.augment(judged, keys, partial(self._roll_out, update=update))
-        advantage = self.algorithm.advantages(learned.reward.view(len(visits), -1)).flatten()
+        advantage = self.algorithm.advantages(learned.reward.view(-1, self.num_generations)).flatten()
         sequences = self.algorithm.scope(learned.trajectory.sequences())
-        size = layout.per_device * self.num_generations
+        metrics = _rollout_metrics(judged, self.num_generations) | more
+        if self.panel.shapes:
+            metrics["reward/unshaped"] = mean_of(judged.unshaped)
+        credit = None
+        if self.algorithm.judges_steps:
+            judge = make_judge(self.panel, self.decode, judged.trajectory.eos_ids)
+            credit, of_steps = credit_steps(
+                self.algorithm, judge, rows, judged.trajectory, self.num_generations, update + 1
+            )
+            metrics |= of_steps
         material = [
-            Material(sequences.select(part), keys[part], advantage[part], learned.trajectory.select(part.tolist()))
-            for part in torch.split(torch.arange(len(rows), device=self.device), size)
+            Material(
+                sequences.select(part),
+                keys[part],
+                advantage[part],
+                learned.trajectory.select(part.tolist()),
+                credit=None if credit is None else credit.select(part),
+            )
+            for part in _micro_batches(self, layout)
         ]
         judgements = zip(rows, learned.texts, learned.reward.tolist(), advantage.tolist(), strict=True)
         samples = [Sample(row.as_text(), text, r, a) for row, text, r, a in judgements]
-        return Harvest(material, _rollout_metrics(judged, self.num_generations) | more, samples)
+        return Harvest(material, metrics, samples)
 
     def _roll_out(
         self, rows: list[PromptRow], keys: Int64[Tensor, " B"], fixed: list[Hint] | None = None, *, update: int
@@ -132,11 +143,57 @@ class RolloutSource:
             [row.prompt for row in rows],
             [row.as_completion(text) for row, text in zip(rows, texts, strict=True)],
             _until_end(trajectory),
-            _columns(rows),
+            columns_of(rows),
+            rollout={"forwards": trajectory.nfe, "gen_length": [trajectory.gen_length] * len(rows)},
+            group_size=self.num_generations,
             update=update + 1,
         )
-        reward = torch.tensor(judged.total, dtype=torch.float64, device=self.device)
-        return Judged(rows, trajectory, texts, reward, judged.per_function)
+        reward, unshaped = (
+            torch.tensor(total, dtype=torch.float64, device=self.device) for total in (judged.total, judged.unshaped)
+        )
+        return Judged(rows, trajectory, texts, reward, unshaped, judged.per_function)
+
+
+@dataclass(frozen=True, slots=True)
+class DemonstrationSource:
+    """Prompts answered by a sampler that is to be imitated; nothing judges the answers."""
+
+    rows: Sequence[PromptRow]
+    seed: int
+    engine: RolloutEngine
+    algorithm: Algorithm
+    num_generations: int
+    device: torch.device
+
+    def harvest(self, window: int, layout: Layout, update: int) -> Harvest:
+        rows, keys = _asked(self, window, layout)
+        trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
+        sequences = self.algorithm.scope(trajectory.sequences())
+        material = [
+            Material(sequences.select(part), keys[part], trajectory=trajectory.select(part.tolist()))
+            for part in _micro_batches(self, layout)
+        ]
+        forwards = torch.tensor(trajectory.nfe, dtype=torch.float64)
+        return Harvest(material, {"rollout/forwards": mean_of(forwards)})
+
+
+def _asked(
+    source: RolloutSource | DemonstrationSource, window: int, layout: Layout
+) -> tuple[list[PromptRow], Int64[Tensor, " B"]]:
+    """Rows of a window, each once per completion, and the completions' keys."""
+    visits = [
+        visit
+        for micro_batch in range(layout.num_micro_batches)
+        for visit in _visits(source.seed, window, layout, micro_batch, len(source.rows))
+    ]
+    rows = [source.rows[v.row] for v in visits for _ in range(source.num_generations)]
+    return rows, visit_keys(source.seed, visits, source.num_generations).to(source.device)
+
+
+def _micro_batches(source: RolloutSource | DemonstrationSource, layout: Layout) -> tuple[Tensor, ...]:
+    """Which completions of a window each micro-batch holds."""
+    size = layout.per_device * source.num_generations
+    return torch.split(torch.arange(size * layout.num_micro_batches, device=source.device), size)
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:
@@ -147,26 +204,25 @@ def _until_end(trajectory: Trajectory) -> list[list[int]]:
     ]
 
 
-def _columns(rows: Sequence[PromptRow]) -> dict[str, list[Any]]:
-    """Dataset columns as lists, one entry per completion, as reward functions take them."""
-    return {name: [row.columns[name] for row in rows] for name in rows[0].columns}
-
-
 def _rollout_metrics(judged: Judged, num_generations: int) -> dict[str, Mean]:
     """Of what the policy wrote by itself."""
     reward = judged.reward.view(-1, num_generations)
-    sequences = judged.trajectory.sequences()
+    trajectory, sequences = judged.trajectory, judged.trajectory.sequences()
     length = sequences.scored.sum(-1).double()
     full = (sequences.scored == sequences.completion).all(-1)
     same = (reward.amax(1) == reward.amin(1)).double()
+    forwards = torch.tensor(trajectory.nfe, dtype=torch.float64, device=length.device)
+    drawn = trajectory.events.op == Op.WRITE
     metrics = {
         "reward/mean": mean_of(reward),
         "reward/zero_variance_groups": mean_of(same),
         "completion/length": mean_of(length),
         "completion/fills_canvas": mean_of(full.double()),
-        "rollout/forwards": mean_of(torch.tensor(judged.trajectory.nfe, dtype=torch.float64)),
+        "rollout/forwards": mean_of(forwards),
+        "rollout/tokens_per_forward": Mean(length.sum(), forwards.sum()),
+        "rollout/surprisal": mean_of(-trajectory.events.logq[drawn]),
     }
-    for name, values in judged.per_function.items():
-        given = [value for value in values if value is not None]
-        metrics[f"reward/{name}"] = mean_of(torch.tensor(given, dtype=torch.float64))
+    for name, given in judged.per_function.items():
+        for kind, values in statistics(given, num_generations).items():
+            metrics[f"reward/{name}{kind}"] = mean_of(torch.tensor(values, dtype=torch.float64))
     return metrics

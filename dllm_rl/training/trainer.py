@@ -17,7 +17,7 @@ from dllm_rl.algorithms.base import Algorithm, Batch, Material
 from dllm_rl.errors import CheckpointError, DivergenceError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
-from dllm_rl.objectives.reduce import Mean
+from dllm_rl.objectives.reduce import Report
 from dllm_rl.rng import fold
 from dllm_rl.training.backward import backward, score_all, score_with_entropy, view_groups
 from dllm_rl.training.checkpoint import load_weights
@@ -71,7 +71,7 @@ class DiffusionTrainer(Trainer):
         self.evaluator = evaluator
         self.samples: list[Sample] = []
         self._window: Window | None = None
-        self._reports: dict[str, Mean] = {}
+        self._reports: dict[str, Report] = {}
         self.add_callback(LeaveIdle(model.network, algorithm))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -191,7 +191,7 @@ class DiffusionTrainer(Trainer):
         """Draw the views and score what must be known before the first update."""
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
         keys = fold(material.keys, "views", index)
-        batch = self.algorithm.prepare(material, keys, self.diffusion.spec.mask_id)
+        batch = self.algorithm.prepare(replace(material, iteration=index), keys, self.diffusion.spec.mask_id)
         with self._in_step(self.diffusion):
             batch = self._as_behaviour(material, batch, iteration)
         if self.algorithm.needs_reference:
@@ -261,7 +261,9 @@ class DiffusionTrainer(Trainer):
         if not names:
             return {}
         device = self.accelerator.device
-        parts = [torch.stack([self._reports[n].total, self._reports[n].count]).double().to(device) for n in names]
-        self._reports = {}
-        sums = self.accelerator.reduce(torch.stack(parts), reduction="sum").tolist()
-        return {name: total / count for name, (total, count) in zip(names, sums, strict=True) if count}
+        reports = [self._reports.pop(name) for name in names]
+        sizes = [len(report.sums) for report in reports]
+        parts = torch.cat([torch.stack(report.sums).double().to(device) for report in reports])
+        sums = self.accelerator.reduce(parts, reduction="sum").cpu().split(sizes)
+        totals = {name: type(report)(*part) for name, report, part in zip(names, reports, sums, strict=True)}
+        return {name: float(total.value) for name, total in totals.items() if total.sums[-1]}

@@ -53,7 +53,27 @@ def test_a_steps_ratio_is_the_geometric_mean_of_its_tokens() -> None:
     torch.testing.assert_close(algorithm.loss(batch, scores).total, expected)
 
 
-@pytest.mark.parametrize("level", ["token", "step"])
+@pytest.mark.parametrize("reduction", ["step", "token", "sum"])
+def test_a_completions_ratio_is_the_geometric_mean_of_its_tokens_as_the_reduction_weighs_them(reduction: str) -> None:
+    way = {"kl_coefficient": 0, "clip_low": 0.2, "clip_high": 0.3}
+    algorithm = CJGRPO(ratio_level="sequence", reduction=reduction, **way)
+    batch = make_batch(algorithm)
+    scores = make_scores(batch)
+    expected = torch.zeros((), dtype=torch.float64)
+    for row in range(4):
+        views = (batch.views.row == row).nonzero()[:, 0].tolist()
+        logs = [(scores.logp - batch.behaviour_logp)[v][batch.views.scored[v]] for v in views]
+        mean = torch.stack([x.mean() for x in logs]).mean() if reduction == "step" else torch.cat(logs).mean()
+        rho, a = torch.exp(mean), batch.advantage[row]
+        count = 1 if reduction == "step" else len(torch.cat(logs))
+        expected = expected - count * torch.minimum(rho * a, torch.clamp(rho, 0.8, 1.3) * a)
+    loss = algorithm.loss(batch, scores).total
+    torch.testing.assert_close(loss, expected)
+    (found,), (wanted,) = (torch.autograd.grad(x, scores.logp) for x in (loss, expected))
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("level", ["token", "step", "sequence"])
 @pytest.mark.parametrize("reduction", ["step", "token", "sum"])
 def test_on_policy_ratios_are_one_and_the_gradient_is_reinforce(level: str, reduction: str) -> None:
     algorithm = CJGRPO(ratio_level=level, reduction=reduction, kl_coefficient=0)

@@ -15,11 +15,12 @@ from dllm_rl.algorithms import Batch, DiffuGRPO, Scores
 from dllm_rl.diffusion.views import Sequences, Views
 from tests.algorithms.cases import ELBO, make_batch, make_scores
 
+COUPLED = {"type": "complementary"}
 LEVELS = pytest.mark.parametrize("level", ["token", "sequence"])
 
 
 @LEVELS
-@pytest.mark.parametrize("corruption,draws", [({"type": "fully_hidden"}, 1), (ELBO, 3)])
+@pytest.mark.parametrize("corruption,draws", [({"type": "fully_hidden"}, 1), (ELBO, 3), (COUPLED, 4)])
 def test_on_policy_gradient_is_reinforce(level: str, corruption: dict, draws: int) -> None:  # type: ignore[type-arg]
     algorithm = DiffuGRPO(ratio_level=level, corruption=corruption, num_draws=draws, kl_coefficient=0)
     batch = make_batch(algorithm, moved=False)
@@ -70,6 +71,26 @@ def test_sequence_level_ratio_is_the_geometric_mean() -> None:
         a = batch.advantage[i]
         expected = expected - torch.minimum(rho * a, torch.clamp(rho, 0.8, 1.3) * a)
     torch.testing.assert_close(algorithm.loss(batch, scores).total, expected)
+
+
+@pytest.mark.parametrize("corruption", [ELBO, COUPLED])
+def test_on_elbo_views_it_is_the_difference_of_two_elbos_on_the_same_draws_per_token(corruption: dict) -> None:  # type: ignore[type-arg]
+    way = {"corruption": corruption, "num_draws": 4, "kl_coefficient": 0, "clip_low": 0.2, "clip_high": 0.3}
+    algorithm = DiffuGRPO(ratio_level="sequence", reduction="token", **way)
+    batch = make_batch(algorithm)
+    scores = make_scores(batch)
+    expected = torch.zeros((), dtype=torch.float64)
+    for i, n in enumerate(batch.sequences.scored.sum(1).tolist()):
+        new, old = (
+            sum((batch.views.weight[v] * logp[v]).sum() for v in range(4 * i, 4 * i + 4)) / 4
+            for logp in (scores.logp, batch.behaviour_logp)
+        )
+        rho, a = torch.exp((new - old) / n), batch.advantage[i]
+        expected = expected - n * torch.minimum(rho * a, torch.clamp(rho, 0.8, 1.3) * a)
+    loss = algorithm.loss(batch, scores).total
+    torch.testing.assert_close(loss, expected)
+    (found,), (wanted,) = (torch.autograd.grad(x, scores.logp) for x in (loss, expected))
+    torch.testing.assert_close(found, wanted)
 
 
 def test_reductions_differ_as_documented() -> None:

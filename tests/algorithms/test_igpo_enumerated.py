@@ -145,8 +145,9 @@ def test_augmented_groups_have_that_law() -> None:
 
     def roll_out(rows, keys, fixed=None) -> Judged:  # type: ignore[no-untyped-def]
         trajectory = rollout(toy.model, [row.ids for row in rows], sampler, keys, fixed=fixed)
-        reward = [float(tuple(text) == TARGET) for text in trajectory.completions]
-        return Judged(rows, trajectory, [""] * len(rows), torch.tensor(reward).double(), {"right": list(reward)})
+        values = [float(tuple(text) == TARGET) for text in trajectory.completions]
+        reward = torch.tensor(values, dtype=torch.float64)
+        return Judged(rows, trajectory, [""] * len(rows), reward, reward, {"right": list(values)})
 
     row = PromptRow([PROMPT], "", {}, Trace(list(TARGET), [True] * LENGTH))
     keys = sample_keys(0, torch.arange(many * G))

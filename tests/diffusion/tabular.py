@@ -64,7 +64,8 @@ class Tabular:
         if transform.cfg_scale or cfg_scale is not None:
             assert prompt is not None
             blind = self.logits(canvas.masked_fill(prompt, self.spec.mask_id), attend)
-            logits = guide(logits, blind, transform.cfg_scale if cfg_scale is None else cfg_scale[:, None, None])
+            own = None if cfg_scale is None else cfg_scale[:, None, None].expand(-1, canvas.shape[1], 1)
+            logits = guide(logits, blind, transform.cfg_scale if own is None else own)
         if temperature is not None:
             logits, transform = logits / temperature[:, None, None], replace(transform, temperature=1.0)
         logp = transform.log_probs(logits)

@@ -15,6 +15,7 @@ from dllm_rl.diffusion.corruption import (
     Bernoulli,
     Complementary,
     Corruptor,
+    FadingOut,
     FixedCount,
     FullyHidden,
 )
@@ -30,6 +31,7 @@ ALL_CORRUPTORS: list[Corruptor] = [
     Bernoulli(floor=0.0),
     AntitheticLevels(),
     Complementary(),
+    FadingOut(share=0.7),
     FullyHidden(),
 ]
 HIDE_SCORED_ONLY = ALL_CORRUPTORS[:-1]
@@ -141,6 +143,35 @@ def test_different_keys_and_different_draws_differ(corruptor: Corruptor) -> None
     sequences = sequences_from_ids([list(range(1, 41))] * 2, [list(range(1, 41))] * 2, 0)
     views = corruptor.views(sequences, 4, keys(2), MASK)
     assert len({tuple(canvas) for canvas in views.canvas.tolist()}) == 8
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 1.0])
+def test_fading_out_hides_each_token_as_often_as_its_place_says(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a fine grid of noise, each token's own: the released code's keep_i = 2 (1 - share) (1 - i / (n - 1))."""
+    n, cells = 5, 1000
+    noise = ((torch.arange(cells, dtype=torch.float64) + 0.5) / cells)[:, None, None].expand(-1, 1, n)
+    deal(monkeypatch, torch.zeros(cells, 1), noise)
+    views = FadingOut(share=share).views(completion_only(n, cells), 1, keys(cells), MASK)
+    often = views.scored.double().mean(0).tolist()
+    assert often == pytest.approx([1 - 2 * (1 - share) * (1 - i / (n - 1)) for i in range(n)], abs=1e-3)
+    assert sum(often) / n == pytest.approx(share, abs=1e-3)
+    assert often[-1] == 1.0 and often == sorted(often)
+
+
+def test_fading_out_always_hides_something_and_refuses_shares_that_it_cannot_keep() -> None:
+    one = FadingOut(share=0.5).views(completion_only(1, 50), 1, keys(50), MASK)
+    assert one.scored.all() and (one.weight == 1).all() and FadingOut.draws_per_estimate == 1
+    for share in (0.4, 1.1):
+        with pytest.raises(ValueError, match=f"share is {share}; expected from 0.5 to 1"):
+            FadingOut(share=share)
+
+
+def test_the_first_of_two_tokens_is_kept_while_its_noise_is_below_its_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At share 0.75 that chance is a half; what stands exactly on it is hidden."""
+    noise = torch.tensor([0.25, 0.499, 0.5, 0.75], dtype=torch.float64)[:, None, None].expand(-1, 1, 2)
+    deal(monkeypatch, torch.zeros(4, 1), noise)
+    views = FadingOut(share=0.75).views(completion_only(2, 4), 1, keys(4), MASK)
+    assert views.scored.tolist() == [[False, True], [False, True], [True, True], [True, True]]
 
 
 @pytest.mark.parametrize("corruptor", HIDE_SCORED_ONLY, ids=repr)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
 from torch.nn.functional import pad
 
 from dllm_rl.diffusion.likelihood import score_views
-from dllm_rl.diffusion.replay import Replay, replay
+from dllm_rl.diffusion.replay import Replay, replay, replay_predictions
 from dllm_rl.diffusion.trajectory import Events, Op, Trajectory
 from dllm_rl.diffusion.transform import Transform
+from dllm_rl.diffusion.views import Sequences
 from dllm_rl.samplers.generate import generate
 from tests.samplers.oracle import Table
 
@@ -47,6 +48,23 @@ def test_scoring_the_views_gives_what_the_rollout_recorded(way: dict) -> None:  
     torch.testing.assert_close(per_row, tokens)
 
 
+@pytest.mark.parametrize("way", [*WAYS, *REVISING], ids=str)
+def test_predictions_are_scored_at_all_that_was_hidden(way: dict) -> None:  # type: ignore[type-arg]
+    model = Table(seed=2, longest=6)
+    out = generate(model, [[1, 2], [0]], gen_length=4, record_predictions=True, **{"temperature": 1.3, **way})
+    row, step = torch.tensor([1, 0, 0]), torch.tensor([out.nfe[1], 1, 2])
+    sequences = Sequences(*(pad(getattr(out.sequences(), part.name), (1, 0)) for part in fields(Sequences)))
+    found = replay_predictions(out, sequences, row, step)
+    for view, (one, at) in enumerate(zip(row.tolist(), step.tolist(), strict=True)):
+        before = out.canvas(at - 1)[one]
+        assert torch.equal(found.views.canvas[view, 1:], before)
+        assert torch.equal(found.views.scored[view, 1:], out.sequences().completion[one] & (before == out.mask_id))
+        assert torch.equal(found.views.tokens[view, -4:], out.predictions.tokens[one, at - 1])
+    scores = score_views(model, sequences, found.views, views_per_forward=2, transform=out.transform)
+    torch.testing.assert_close(scores.logp, found.behaviour_logp, rtol=0, atol=1e-12)
+    assert torch.equal(found.views.weight, found.views.scored.double()) and torch.equal(found.views.row, row)
+
+
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_a_view_is_the_canvas_before_its_step_scored_where_the_step_wrote(way: dict) -> None:  # type: ignore[type-arg]
     _, out, found = rolled_out(way)
@@ -59,6 +77,26 @@ def test_a_view_is_the_canvas_before_its_step_scored_where_the_step_wrote(way: d
         assert torch.equal(found.views.scored[view], before != after)
         assert torch.equal(found.views.tokens[view][before != after], after[before != after])
     assert torch.equal(found.views.weight, found.views.scored.double())
+
+
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_open_is_what_was_hidden_in_the_block_being_written(way: dict) -> None:  # type: ignore[type-arg]
+    _, out, found = rolled_out(way)
+    size = way.get("block_length", 4)
+    assert found.open is not None
+    for view, (row, step) in enumerate(zip(found.views.row.tolist(), found.step.tolist(), strict=True)):
+        hidden = [i for i, token in enumerate(out.completion_canvas(step - 1)[row].tolist()) if token == out.mask_id]
+        expected = [2 + i for i in hidden if i // size == hidden[0] // size]
+        assert found.open[view].nonzero()[:, 0].tolist() == expected
+        assert not (found.views.scored[view] & ~found.open[view]).any()
+        assert found.selection_logp[view] == out.selection_logp[row, step - 1]
+
+
+def test_open_is_not_known_where_the_log_does_not_tell() -> None:
+    _, out, _ = rolled_out(WAYS[0])
+    assert replay(replace(out, block_of=None), out.sequences()).open is None
+    _, revised, found = rolled_out(REVISING[0])
+    assert revised.block_of is not None and found.open is None
 
 
 def test_every_token_drawn_is_scored_once_and_none_that_was_given() -> None:

@@ -122,6 +122,13 @@ def test_entropies_are_joined_if_all_parts_measured_them_with_nothing_after_a_ro
     assert Trajectory.concatenate([trajectory]).entropy is None
 
 
+def test_blocks_are_joined_if_all_parts_recorded_them(trajectory):
+    cut = replace(trajectory, block_of=torch.tensor([[0, 0, 1], [0, 1, 1]]))
+    joined = Trajectory.concatenate([cut.select([1]), cut])
+    assert joined.block_of.tolist() == [[0, 1, 1], [0, 0, 1], [0, 1, 1]]
+    assert Trajectory.concatenate([cut, trajectory]).block_of is None
+
+
 def test_one_part_joined_is_that_part(trajectory):
     joined = Trajectory.concatenate([trajectory])
     assert (joined.gen_length, joined.transform, joined.update) == (3, Transform(0.5), 4)
@@ -130,8 +137,8 @@ def test_one_part_joined_is_that_part(trajectory):
 
 
 def test_what_was_sampled_differently_is_not_joined(trajectory):
-    other = replace(trajectory, update=5)
-    with pytest.raises(ValueError, match="2 ways"):
-        Trajectory.concatenate([trajectory, other])
+    for other in (replace(trajectory, update=5), replace(trajectory, planner_temperature=0.5)):
+        with pytest.raises(ValueError, match="2 ways"):
+            Trajectory.concatenate([trajectory, other])
     with pytest.raises(ValueError, match="0 ways"):
         Trajectory.concatenate([])

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from dllm_rl.samplers.features import FEATURES
 from dllm_rl.toys.model import tiny_llada
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,9 +72,19 @@ def recipe(folder: Path, algorithm: dict[str, Any], output: str, **train: Any) -
         "train": {"max_steps": 5, "learning_rate": 1e-3, "per_device_train_batch_size": 4, "save_steps": 2, **train},
         "output": str(folder / output),
     }
-    if algorithm["type"] in ("diffu_grpo", "cj_grpo", "igpo"):
+    if algorithm["type"] not in ("sft", "vrpo"):
         tree["reward"] = {"functions": [f"{folder / 'reward.py'}:digits"]}
         tree["rollout"] = {"num_generations": 4, "gen_length": 8, "steps": 4}
+    if algorithm["type"] == "planner_imitation":
+        tree["model"]["head"] = {"type": "planner"}
+        tree["rollout"] = {"num_generations": 4, "gen_length": 8, "block_length": 4, "sampler": "threshold"}
+        del tree["reward"]
+    if algorithm["type"] == "co_grpo":
+        tree["model"]["head"] = {"type": "schedule", "features": len(FEATURES), "actions": 2}
+        tree["rollout"] |= {"sampler": "schedule", "options": {"learned": "commit temperature", "sigma": 0.6}}
+    if algorithm["type"] == "dultra":
+        tree["model"]["head"] = {"type": "planner"}
+        tree["rollout"] = {"num_generations": 4, "gen_length": 8, "block_length": 4, "sampler": "planner"}
     return tree
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dllm_rl.evaluation.compare import compare_runs
 from tests.e2e import runs
 
 
@@ -23,4 +24,8 @@ def test_quickstart_learns_to_add(tmp_path: Path, seed: int) -> None:
     assert accuracies[-1] > 0.93
     for index, accuracy in enumerate(accuracies[1:], start=1):
         assert accuracy >= max(accuracies[:index]) - 0.05, accuracies
+    (found,) = compare_runs(output / "eval/update-000000", output / "eval/update-000100")
+    assert (found.first.accuracy, found.second.accuracy) == (accuracies[0], accuracies[-1])
+    assert found.p_value < 1e-6 and found.better[0] < 20
+    assert "arithmetic v1, prompt default, 1000 examples" in done.stderr + done.stdout
     assert f"{accuracies[0]:.3f} before, {accuracies[-1]:.3f} after" in done.stdout

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError, ModelContractError
+from dllm_rl.evaluation.measure import evaluate_model
 from dllm_rl.evaluation.metrics import Record
-from dllm_rl.evaluation.run import evaluate_model, run_task, score_file, write_records
+from dllm_rl.evaluation.run import run_task, score_file
+from dllm_rl.evaluation.store import write_records
 from dllm_rl.models import DiffusionModel
 from dllm_rl.rng import sample_keys
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -67,7 +69,10 @@ def test_records_are_what_the_engine_wrote(tiny: DiffusionModel) -> None:
     assert [record.index for record in result.records] == list(range(7))
     assert [record.prompt for record in result.records] == [f"{i}+{i}=" for i in range(7)]
     assert result.scores == [task.score({}, record.completion).value for record in result.records]
-    assert result.nfe == 6
+    assert result.nfe == 6 and result.tokens_per_forward == 1
+    ends = [next((i for i, t in enumerate(ids) if t in tiny.spec.eos_ids), 6) for ids in written.completions]
+    assert [record.length for record in result.records] == ends
+    assert result.length == sum(ends) / 7
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
@@ -139,6 +144,8 @@ def test_chat_prompts(tiny: DiffusionModel) -> None:
     turns = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     tokenizer.chat_template = turns + "{% if add_generation_prompt %}>{% endif %}"
     assert tokenizer.decode(encode_prompt(tokenizer, messages)) == "[system]Add.[user]1+1=>"
+    begun = [*messages, {"role": "assistant", "content": "It "}]  # an answer that has a beginning already
+    assert tokenizer.decode(encode_prompt(tokenizer, begun)) == "[system]Add.[user]1+1=>It "
     tokenizer.chat_template = None
     assert tokenizer.decode(encode_prompt(tokenizer, messages)) == "Add.\n\n1+1="
     assert tokenizer.decode(encode_prompt(tokenizer, "1+1=")) == "1+1="
@@ -152,7 +159,9 @@ def test_a_saved_model_answers_and_its_file_scores_the_same(tiny: DiffusionModel
     write_records(tmp_path / "gsm8k.jsonl", results["gsm8k"].records)
     again = score_file("gsm8k", tmp_path / "gsm8k.jsonl", str(rows))
     assert results["gsm8k"].n == 3
-    assert [replace(record, nfe=None) for record in results["gsm8k"].records] == list(again.records)
+    assert [replace(record, nfe=None, tokens=None, length=None) for record in results["gsm8k"].records] == list(
+        again.records
+    )
     with pytest.raises(DataError, match="given for 2 tasks"):
         evaluate_model(str(tmp_path / "model"), ["gsm8k", "math500"], SETTINGS, data=str(rows))
 
@@ -164,6 +173,14 @@ def test_scoring_a_file(tmp_path: Path) -> None:
     result = score_file("gsm8k", file, str(rows))
     assert result.scores == [1.0, 0.0]
     assert [record.index for record in result.records] == [1, 0]
+    file.write_text('{"index": 1, "completion": "<answer>2</answer>"}\n{"index": 1, "completion": "1"}\n')
+    result = score_file("gsm8k", file, str(rows))
+    assert (result.scores, result.samples) == ([0.5], 2)
+    assert [record.sample for record in result.records] == [0, 1]
+    assert [result.pass_at(k).accuracy for k in (1, 2)] == [0.5, 1]
+    file.write_text('{"index": 0, "sample": 1, "completion": ""}\n' * 2)
+    with pytest.raises(DataError, match="example 0 has two samples 1"):
+        score_file("gsm8k", file, str(rows))
     for line in (
         '{"index": 2, "completion": ""}',
         '{"index": 0}',

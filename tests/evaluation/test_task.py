@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dllm_rl.errors import DataError, RecipeError
-from dllm_rl.evaluation.task import EvalTask, load_task
+from dllm_rl.evaluation.task import EvalTask, load_task, variant_of
 from dllm_rl.rollouts.text import prompt_text
 from dllm_rl.shipped import shipped_root
 from tests.scoring.hosts import needs_isolation
@@ -43,6 +43,48 @@ def test_published_rows(name: str, shared: Path) -> None:
             continue
         assert "<answer>" in messages[0]["content"]
         assert "{" not in prompt_text(messages).replace(str(example.get("problem")), "").replace(r"\boxed{...}", "")
+
+
+MATH_EXPERT = "You are a math expert. You will be given a question to solve. Solve it step by step. Wrap the final "
+VARIANTS = {
+    ("gsm8k", "d1"): MATH_EXPERT,
+    ("gsm8k", "llada"): "Janet",
+    ("math500", "d1"): MATH_EXPERT,
+    ("math500", "llada"): "Convert the point",
+    ("countdown", "d1"): "Using only the provided numbers, create an arithmetic expression that evaluates to exactly ",
+    (
+        "sudoku",
+        "d1",
+    ): "\nPlease solve the following 4x4 Sudoku puzzle. The puzzle is provided as a 16-character ",
+    ("humaneval", "llada"): "Complete the following python code:\nfrom typing import List",
+    ("humaneval", "continue"): "from typing import List",
+    ("mbpp", "llada"): "You are an expert Python programmer, and here is your task: Write a python function to remove ",
+}
+
+
+@pytest.mark.parametrize(("name", "variant"), VARIANTS)
+def test_prompts_of_others_by_name(name: str, variant: str, shared: Path) -> None:
+    task = load_task(name, path=str(shared / "data" / FILES[name]), prompt=variant)
+    example = task.examples()[0]
+    prompt = task.prompt(example)
+    assert variant_of(task) == variant and prompt_text(prompt).startswith(VARIANTS[name, variant])
+    begins = not isinstance(prompt, str) and prompt[-1] == {"role": "assistant", "content": "<reasoning>\n"}
+    assert begins == (variant == "d1")
+    columns = {"countdown": [], "sudoku": ["Puzzle"], "mbpp": ["text"], "humaneval": ["prompt"], "gsm8k": ["question"]}
+    assert all(example[column] in prompt_text(prompt) for column in columns.get(name, ["problem"]))
+    assert "{" not in prompt_text(prompt).replace("\\boxed{", "").replace(str(example.get("problem")), "")
+
+
+def test_the_countdown_prompt_of_d1(shared: Path) -> None:
+    task = load_task("countdown", path=str(shared / "data" / FILES["countdown"]), prompt="d1")
+    asked = task.prompt(task.examples()[0])[0]
+    assert isinstance(asked, dict) and asked["content"].endswith("</answer>\n\nNumbers: [30, 100, 93]\nTarget: 23")
+
+
+def test_a_prompt_that_is_not_there() -> None:
+    with pytest.raises(RecipeError, match=r"no prompt 'd2'; there is default, d1, llada"):
+        load_task("gsm8k", prompt="d2")
+    assert variant_of(load_task("gsm8k")) == variant_of(load_task("arithmetic")) == "default"
 
 
 def test_prompts_hold_the_problem(shared: Path) -> None:
@@ -86,7 +128,8 @@ def test_the_test_split_of_a_whole_release_and_any_other_file_as_it_is(shared: P
 
 def test_names_and_files() -> None:
     assert load_task("gsm8k").name == load_task("eval/gsm8k.py").name == "gsm8k"
-    assert {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")} == {*FILES, "arithmetic"}
+    shipped = {load_task(file.stem).name for file in (shipped_root() / "eval").glob("*.py")}
+    assert shipped == {*FILES, "arithmetic", "column_sum", "small_sudoku"}
     with pytest.raises(RecipeError, match=r"unknown task 'gsm'\. Shipped tasks: .*gsm8k, humaneval, math500, mbpp"):
         load_task("gsm")
     with pytest.raises(RecipeError, match=r"no file eval/none\.py"):
@@ -101,6 +144,30 @@ def test_toy_arithmetic_makes_its_own_rows() -> None:
         left, right = str(task.prompt(example)).rstrip("=").split("+")
         assert task.score(example, str(int(left) + int(right))).value == 1
         assert task.score(example, str(int(left) + int(right) + 1)).value == 0
+
+
+def test_column_sums_are_judged_by_what_follows_the_marker() -> None:
+    task = load_task("column_sum")
+    examples = task.examples()
+    assert len(examples) == 1000
+    for example in examples[:50]:
+        assert task.score(example, example["completion"]).value == 1
+        assert task.score(example, f"99,99#{example['answer']}").value == 1
+        assert task.score(example, f"{example['trace'][:-4]}{int(example['answer']) + 1}").value == 0
+        assert task.score(example, example["answer"]).value == 0
+
+
+def test_small_sudoku_is_right_or_wrong() -> None:
+    task = load_task("small_sudoku")
+    examples = task.examples()
+    assert len(examples) == 1000
+    for example in examples[:20]:
+        assert task.prompt(example) == f"{example['puzzle']}="
+        assert task.score(example, example["solution"]).value == 1
+        assert task.score(example, example["solution"][:-1]).value == 0
+        assert task.score(example, example["solution"][::-1]).value == float(
+            example["solution"] == example["solution"][::-1]
+        )
 
 
 def test_sudoku_needs_rows() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from dllm_rl.errors import DllmRlError
 from dllm_rl.recipe.check import check
+from dllm_rl.recipe.gold import gold_forms
 from dllm_rl.recipe.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,10 +23,77 @@ def _check(folder: Path, *overrides: str) -> list[str]:
 
 
 def test_what_is_in_order_is_told(tmp_path: Path) -> None:
-    columns, rewards, worth = _check(tmp_path)
+    columns, *lines = _check(tmp_path)
     assert columns.endswith("rows.jsonl has the columns prompt, answer")
-    assert rewards == "reward: arithmetic.correctness"
-    assert "arithmetic.correctness [0.0]" in worth
+    assert lines == [
+        "reward: arithmetic.correctness",
+        "reward: row 0, an empty completion: 0 (arithmetic.correctness 0)",
+        "reward: row 0, its own answer '2': 1 (arithmetic.correctness 1)",
+    ]
+
+
+PICKY = """
+def even(completions, answer, **columns):
+    return [float(gold == text and int(gold) % 2 == 0) for text, gold in zip(completions, answer)]
+def tagged(completions, **columns):
+    return [0.5 if "<answer>" in text else None for text in completions]
+def absent(completions, **columns):
+    return [None] * len(completions)
+def late(completions, forwards, gen_length, **columns):
+    return [-float(all(pair == (5, 5) for pair in zip(forwards, gen_length)))] * len(completions)
+"""
+
+
+def test_rows_whose_own_answer_is_worth_nothing_are_named(tmp_path: Path) -> None:
+    (tmp_path / "picky.py").write_text(PICKY)
+    file = tmp_path / "gold.jsonl"
+    file.write_text("\n".join(json.dumps({"question": f"{i}?", "answer": str(i)}) for i in range(4)))
+    functions = ", ".join(f"{tmp_path}/picky.py:{name}" for name in ("even", "tagged", "absent", "late"))
+    lines = _check(
+        tmp_path,
+        f"data.path={file}",
+        "data.prompt='{question}'",
+        f"reward={{functions: [{functions}], weights: [1, 1, 1, 0]}}",
+    )
+    out = "does not apply"
+    assert lines[1:] == [
+        "reward: picky.even, picky.tagged, picky.absent, picky.late",
+        f"reward: row 0, an empty completion: 0 (picky.even 0, picky.tagged {out}, picky.absent {out}, picky.late -1)",
+        f"reward: row 1, an empty completion: 0 (picky.even 0, picky.tagged {out}, picky.absent {out}, picky.late -1)",
+        f"reward: row 0, its own answer '0': 1 (picky.even 1, picky.tagged {out}, picky.absent {out}, picky.late -1)",
+        r"reward: row 1, its own answer '<reasoning>\n1\n</reasoning>\n<answer>\n1\n</answer>': 0.5 "
+        f"(picky.even 0, picky.tagged 0.5, picky.absent {out}, picky.late -1)",
+        "reward: picky.even gives the own answers of 2 of 4 rows 0 or less: rows 1, 3",
+        "reward: picky.late gives no own answer of 4 rows more than 0",
+    ]
+
+
+def test_own_answers_are_tried_as_the_layouts_want_them() -> None:
+    assert gold_forms({"Solution": r"So \boxed{\frac{1}{2}}.", "answer": None, "level": 3}) == [
+        r"So \boxed{\frac{1}{2}}.",
+        "<reasoning>\nSo \\boxed{\\frac{1}{2}}.\n</reasoning>\n<answer>\n\\frac{1}{2}\n</answer>",
+        r"\boxed{\frac{1}{2}}",
+    ]
+    assert gold_forms({"answer": "1 + 1\n#### 2"})[2] == r"\boxed{2}"
+    assert gold_forms({"numbers": [1, 2], "target": 3, "answer": " "}) == []
+
+
+def test_rows_without_an_answer_and_data_out_of_reach_are_told(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text(json.dumps({"prompt": "1+1=", "numbers": [1, 2], "target": 3}))
+    *_, last = _check(tmp_path, f"data.path={tmp_path}/asked.jsonl", "reward=rewards/countdown.py:correctness")
+    assert last.startswith("reward: no column holds a gold answer; looked for completion, solution, answer")
+    assert _check(tmp_path, "data.path=openai/gsm8k")[-1].startswith(
+        "reward: not tried, since openai/gsm8k is no local"
+    )
+
+
+def test_shaping_is_tried_too(tmp_path: Path) -> None:
+    shaped = "reward={{functions: [rewards/{}], speed_exponent: 1}}".format
+    right = shaped("arithmetic.py:correctness")
+    assert _check(tmp_path, right, "rollout.steps=1")[-1].endswith("'2': 1 (arithmetic.correctness 1)")
+    assert _check(tmp_path, right)[-1].endswith("'2': 0.2 (arithmetic.correctness 1)")
+    with pytest.raises(DllmRlError, match="add speed, as rewards/speed.py"):
+        _check(tmp_path, shaped("speed.py:fewer_forwards"))
 
 
 @pytest.mark.parametrize(
@@ -36,6 +104,7 @@ def test_what_is_in_order_is_told(tmp_path: Path) -> None:
         ("data.path=missing.jsonl", "no file missing.jsonl"),
         ("reward=rewards/arithmetic.py:corectness", "corectness"),
         ("reward=rewards/gsm8k.py:nothing", "nothing"),
+        ("data.prompt='{question}'", "data.prompt: cannot be filled .*the rows have prompt, answer"),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, override: str, message: str) -> None:

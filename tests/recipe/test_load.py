@@ -116,6 +116,16 @@ def test_a_method_that_samples_needs_a_reward_and_a_rollout(section: str) -> Non
     assert refusal(GRPO, f"{section}=null") == f"recipe: {section}: diffu_grpo samples its data: add this section"
 
 
+def test_a_method_that_imitates_a_sampler_takes_no_reward() -> None:
+    imitation = {**GRPO, "algorithm": {"type": "planner_imitation"}}
+    assert refusal(imitation) == (
+        "recipe: reward: planner_imitation learns from what a sampler does, whatever it is worth: remove this section"
+    )
+    assert load_recipe(imitation, ["reward=null"]).reward is None
+    found = refusal(imitation, "reward=null", "rollout=null")
+    assert found == "recipe: rollout: planner_imitation samples its data: add this section"
+
+
 def test_overrides_reach_where_nothing_was_and_the_last_one_holds() -> None:
     recipe = load_recipe(VRPO, ["train.learning_rate=1e-6", "train.max_steps=5", "train.max_steps=7", "output=no"])
     assert recipe.train.arguments == {"learning_rate": 1e-6, "max_steps": 7}

@@ -79,6 +79,15 @@ CASES: list[tuple[str, Sequence[str], dict[str, list[Any]], list[float]]] = [
     ),
     ("sudoku.py:solved", ["<answer>3142243142131324</answer>", "<answer>31422431</answer>", "?"], SUDOKU, [1, 0, 0]),
     ("arithmetic.py:correctness", ["12", "1 2", "-12"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    ("length.py:overlong", ["", "a", "b"], {}, [0, -0.5, -1]),
+    ("speed.py:fewer_forwards", ["", "a", "b"], {}, [-0.02, -0.5, -1.0]),
+    ("column_sum.py:correctness", ["12,13#0012", "12#1", "0012"], {"answer": ["12"] * 3}, [1, 0, 0]),
+    (
+        "small_sudoku.py:correctness",
+        ["3142243142131324", "4142243142131324", "<answer>3142243142131324</answer>"],
+        {"puzzle": SUDOKU["puzzle"]},
+        [1, 0, 0],
+    ),
     (
         "code.py:mbpp",
         ["```python\ndef sum(a, b):\n    return a + b\n```", "def sum(a, b): return a", "3"],
@@ -106,7 +115,8 @@ def test_rewards(
         pytest.skip("this host lets nobody make namespaces")
     text = 'def f(x):\n    """The number after x."""\n' if reference.endswith("humaneval") else "p"
     prompt = [{"role": "user", "content": text}] if chat else text
-    assert panel([prompt] * 3, completions, [[]] * 3, columns).total == pytest.approx(expected)
+    made, ids = {"forwards": [1, 25, 50], "gen_length": [80, 80, 64]}, [[5] * length for length in (16, 48, 64)]
+    assert panel([prompt] * 3, completions, ids, columns, rollout=made).total == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("reference", "missing"), [("sudoku.py:cells", "puzzle"), ("countdown.py:graded", "numbers")])
@@ -115,8 +125,16 @@ def test_data_without_the_columns_are_told_which(reference: str, missing: str) -
         RewardPanel.load([f"rewards/{reference}"])(["p"], ["<answer>1</answer>"], [[]], {"question": ["?"]})
 
 
+def test_room_to_spare_is_worth_nothing_and_short_canvases_cost_from_the_first_position() -> None:
+    made = {"forwards": [1] * 4, "gen_length": [80, 80, 32, 32]}
+    ids = [[5] * length for length in (1, 80, 8, 32)]
+    panel = RewardPanel.load(["rewards/length.py:overlong"])
+    assert panel(["p"] * 4, ["c"] * 4, ids, {}, rollout=made).total == [0.0, -1.0, -0.25, -1.0]
+
+
 def test_every_shipped_function_is_tested() -> None:
-    tested = {reference for reference, *_ in CASES}
+    over_http = {"judge.py:verdict", "teacher.py:log_likelihood"}  # test_judge.py, test_teacher.py
+    tested = {reference for reference, *_ in CASES} | over_http
     for file in (shipped_root() / "rewards").glob("*.py"):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith("def ") and not line.startswith("def _"):

@@ -273,11 +273,11 @@ def test_dotted_paths() -> None:
     ("reference", "message"),
     [
         ("mine.py", "expected mine.py:function"),
+        ("rewards/mine.py", "expected rewards/mine.py:function"),
         ("mine.py:rewrd", "no function 'rewrd' there. Did you mean reward"),
         ("mine.py:zzz", "It has reward"),
         ("mine.py:limit", "no function 'limit'"),
         ("broken.py:reward", "cannot be imported: NameError: name 'nothing'"),
-        ("Skywork/Reward-Model-8B", "reward models from the hub are not part of this version"),
         ("no_such_module:f", "cannot import no_such_module"),
         ("no_such_module.f", "cannot import no_such_module"),
         ("f", "expected file.py:function"),
@@ -292,19 +292,19 @@ def test_references_that_name_nothing(reference: str, message: str, tmp_path: Pa
 
 def test_a_recipe_s_rewards_are_checked_on_hand_written_completions() -> None:
     rows = [{"prompt": "6 * 7?", "answer": "#### 42"}, {"prompt": "1 + 1?", "answer": "#### 2"}]
-    functions = [load_reward("rewards/gsm8k.py:correctness"), load_reward("rewards/format.py:soft")]
-    given = check_rewards(functions, rows, ["<answer>42</answer>", "<reasoning>r</reasoning><answer>3</answer>"])
-    assert given == {"gsm8k.correctness": [1.0, 0.0], "format.soft": [0.0, 1.0]}
+    panel = RewardPanel.load(["rewards/gsm8k.py:correctness", "rewards/format.py:soft"])
+    given = check_rewards(panel, rows, ["<answer>42</answer>", "<reasoning>r</reasoning><answer>3</answer>"])
+    assert given.per_function == {"gsm8k.correctness": [1.0, 0.0], "format.soft": [0.0, 1.0]}
 
 
 def test_checking_rewards_needs_no_torch() -> None:
     program = (
         "import sys\n"
-        "from dllm_rl.rollouts.rewards import check_rewards, load_reward\n"
+        "from dllm_rl.rollouts.rewards import RewardPanel, check_rewards, load_reward\n"
         "names = ['gsm8k.py:correctness', 'math.py:correctness', 'countdown.py:graded', 'sudoku.py:cells']\n"
         "[load_reward(f'rewards/{name}') for name in names]\n"
-        "given = check_rewards([load_reward('rewards/math.py:correctness')], [{'answer': '2'}], ['2'])\n"
-        "assert given == {'math.correctness': [0.0]}\n"
+        "given = check_rewards(RewardPanel.load(['rewards/math.py:correctness']), [{'answer': '2'}], ['2'])\n"
+        "assert given.per_function == {'math.correctness': [0.0]}\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

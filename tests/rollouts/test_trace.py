@@ -62,8 +62,8 @@ def test_so_does_one_of_a_model(tiny, tmp_path: Path) -> None:
         assert made.behaviour_logp.isnan().all() == (temperature == 0)
 
 
-def test_a_rollout_without_entropies_comes_back_without(tmp_path: Path) -> None:
-    made = replace(rollout(), entropy=None)
+def test_a_rollout_without_entropies_and_blocks_comes_back_without(tmp_path: Path) -> None:
+    made = replace(rollout(), entropy=None, block_of=None, planner_temperature=None)
     write_trace(tmp_path / "trace.json", trace(made))
     assert_same(made, read_trace(tmp_path / "trace.json").trajectory())
 

@@ -74,17 +74,19 @@ def rollout(rows: int = 3, length: int = 12, seed: int = 0) -> Trajectory:
         eos_ids=(EOS,),
         update=4,
         entropy=torch.full((rows, max(nfe)), math.nan, dtype=torch.float64),
+        block_of=(torch.arange(length) // 4).expand(rows, -1),
+        planner_temperature=0.5,
     )
 
 
 def trace(trajectory: Trajectory, model: str = "some/model", texts: Mapping[int, str] = TEXTS) -> Trace:
-    length, rows = trajectory.gen_length, len(trajectory)
+    rows = len(trajectory)
     return trace_of(
         trajectory,
         model=model,
         sampler=SamplerFacts(
             name="llada",
-            gen_length=length,
+            gen_length=trajectory.gen_length,
             steps=None,
             block_length=4,
             temperature=0.7,
@@ -97,5 +99,4 @@ def trace(trajectory: Trajectory, model: str = "some/model", texts: Mapping[int,
         prompt_texts=['</title> & "p"'] * rows,
         completions=["text"] * rows,
         texts={token: texts[token] for token in token_ids(trajectory)},
-        blocks=[[4] * (length // 4)] * rows,
     )

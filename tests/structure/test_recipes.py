@@ -16,7 +16,16 @@ from dllm_rl.recipe.load import load_recipe
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 LAUNCHERS = sorted((ROOT / "recipes/accelerate").glob("*.yaml"))
-METHOD = {"quickstart": "diffu_grpo", "tiny_sft": "sft", "igpo_sft": "sft"}
+METHOD = {
+    "quickstart": "diffu_grpo",
+    "tiny_sft": "sft",
+    "igpo_sft": "sft",
+    "planner": "planner_imitation",
+    "tiny_column_sum": "diffu_grpo",
+    "tiny_column_sum_sft": "sft",
+    "tiny_small_sudoku": "diffu_grpo",
+    "tiny_small_sudoku_sft": "sft",
+}
 """Method of the recipes that are not named after theirs."""
 
 each_recipe = pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

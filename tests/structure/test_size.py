@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 FILES = [
     file
-    for folder in ("dllm_rl", "rewards", "eval", "recipes", "benchmarks")
+    for folder in ("dllm_rl", "rewards", "eval", "recipes", "benchmarks", "results")
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
 

@@ -37,9 +37,17 @@ class SmallDenoiser(nn.Module):
     def logits_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> Tensor:
         return self._logits(canvas, attend)[where]
 
-    def score(self, canvas, tokens, where, attend=None, transform=None, *, prompt=None, entropy=False, **heads):  # type: ignore[no-untyped-def]
+    def plan_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The planner's logit is one of the tokens'."""
+        logits = self._logits(canvas, attend)[where]
+        return logits, logits[:, 1]
+
+    def score(  # type: ignore[no-untyped-def]
+        self, canvas, tokens, where, attend=None, transform=None, *, prompt=None, entropy=False, open=None, **schedule
+    ):
         logits = self._logits(canvas, attend)
         logp = logits.log_softmax(-1) if transform is None else transform.log_probs(logits)
         taken = logp.gather(-1, tokens[..., None])[..., 0]
         spread = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1).masked_fill(~where, 0.0)
-        return TokenScores(taken.masked_fill(~where, 0.0), spread if entropy else None)
+        plan = None if open is None else logits[..., 1].masked_fill(~open, 0.0)
+        return TokenScores(taken.masked_fill(~where, 0.0), spread if entropy else None, plan)

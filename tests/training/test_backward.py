@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from dllm_rl.algorithms import Algorithm, Batch, Scores
+from dllm_rl.algorithms import Algorithm, Batch
 from dllm_rl.training.backward import backward, score_all, score_group, view_groups
 from tests.algorithms.cases import ALGORITHMS, make_batch
 from tests.training.small import SmallDenoiser
@@ -17,7 +17,7 @@ EACH = pytest.mark.parametrize("algorithm", ALGORITHMS.values(), ids=ALGORITHMS)
 
 def _joint_gradient(algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser) -> tuple[float, list[torch.Tensor]]:
     everything = torch.arange(len(batch.views))
-    loss = algorithm.loss(batch, Scores(score_group(denoiser, batch, everything).logp, everything)).total
+    loss = algorithm.loss(batch, score_group(denoiser, batch, everything)).total
     return float(loss.detach()), list(torch.autograd.grad(loss, list(denoiser.parameters())))
 
 
@@ -82,11 +82,9 @@ def test_only_one_group_is_in_a_graph_at_a_time(algorithm: Algorithm) -> None:
             count(-ctx.rows)
             return grad
 
-    score = denoiser.score
-    watched = lambda *args, **kw: score(*args, **kw)._replace(  # noqa: E731
-        logp=(lambda x: Watch.apply(x) if torch.is_grad_enabled() else x)(score(*args, **kw).logp)
-    )
-    denoiser.score = watched  # type: ignore[method-assign]
+    logits = denoiser._logits
+    watched = lambda *args: Watch.apply(logits(*args)) if torch.is_grad_enabled() else logits(*args)  # noqa: E731
+    denoiser._logits = watched  # type: ignore[method-assign]
     _grouped(algorithm, batch, denoiser, size)
     assert peak[0] == size and alive[0] == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from dllm_rl.algorithms import DiffuGRPO
+from dllm_rl.algorithms import DiffuGRPO, PlannerImitation
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.rng import fold
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
@@ -17,7 +17,7 @@ from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.training.data import Example, PromptRow
 from dllm_rl.training.order import Layout, visit_at, visit_keys
-from dllm_rl.training.source import ExampleSource, RolloutSource
+from dllm_rl.training.source import DemonstrationSource, ExampleSource, RolloutSource
 
 ROWS = [PromptRow([40 + i, 41 + i], f"p{i}", {"answer": str(i)}) for i in range(6)]
 
@@ -65,7 +65,57 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
         assert torch.equal(material.trajectory.keys, fold(keys, "rollout")[part])
         assert torch.equal(material.trajectory.tokens, expected.tokens[part])
     assert harvest.metrics["reward/mean"].value == reward.mean()
+    forwards = sum(expected.nfe)
+    torch.testing.assert_close(
+        harvest.metrics["rollout/tokens_per_forward"].value, torch.tensor(sum(ends) / forwards, dtype=torch.float64)
+    )
+    torch.testing.assert_close(harvest.metrics["rollout/surprisal"].value, -expected.token_behaviour_logp.sum() / 24)
+    assert "reward/unshaped" not in harvest.metrics
     assert [sample.reward for sample in harvest.samples] == reward.flatten().tolist()
+
+
+def test_rewards_see_how_each_completion_was_made_and_speed_shapes_them(tiny: DiffusionModel) -> None:
+    def right(forwards: list[int], gen_length: list[int], **columns: Any) -> list[float]:
+        assert (forwards, gen_length) == ([2] * 3, [4] * 3)
+        return [1.0, 0.0, 0.5]
+
+    quick = replace(
+        _source(tiny, []),
+        engine=LocalEngine(tiny, RolloutSettings(gen_length=4, steps=2)),
+        panel=RewardPanel([right], speed_exponent=2.0),
+    )
+    harvest = quick.harvest(0, Layout(0, 1, 1, 1), 0)
+    shaped = [1.0 * (3 / 4) ** 2, 0.0, 0.5 * (3 / 4) ** 2]
+    assert [sample.reward for sample in harvest.samples] == shaped
+    assert harvest.metrics["reward/mean"].value == pytest.approx(sum(shaped) / 3)
+    assert harvest.metrics["reward/unshaped"].value == pytest.approx(0.5)
+    assert harvest.metrics["reward/right/group_std"].value == pytest.approx(0.5)
+    assert harvest.metrics["reward/right/applies"].value == 1.0
+
+
+def test_a_function_is_normalised_within_its_prompt_s_group(tiny: DiffusionModel) -> None:
+    def apart(prompts: list[str], **columns: Any) -> list[float]:
+        return [100.0 * int(prompt[1:]) + place % 3 for place, prompt in enumerate(prompts)]
+
+    source = replace(_source(tiny, []), panel=RewardPanel([apart], normalization="per_function"))
+    harvest = source.harvest(0, Layout(0, 1, 1, 2), 0)
+    assert [sample.reward for sample in harvest.samples] == pytest.approx([-1, 0, 1, -1, 0, 1])
+
+
+def test_demonstrations_are_the_rollouts_that_a_reward_would_have_judged(tiny: DiffusionModel) -> None:
+    layout = Layout(rank=0, world=1, num_micro_batches=2, per_device=1)
+    judged = _source(tiny, [])
+    shown = DemonstrationSource(
+        judged.rows, judged.seed, judged.engine, PlannerImitation(), judged.num_generations, judged.device
+    )
+    whole, bare = judged.harvest(1, layout, update=7), shown.harvest(1, layout, update=7)
+    for one, other in zip(whole.material, bare.material, strict=True):
+        assert torch.equal(one.keys, other.keys) and torch.equal(one.sequences.tokens, other.sequences.tokens)
+        assert other.advantage is None
+        assert one.trajectory is not None and other.trajectory is not None
+        assert torch.equal(one.trajectory.reveal_step, other.trajectory.reveal_step)
+    assert bare.samples == []
+    assert {name: float(mean.value) for name, mean in bare.metrics.items()} == {"rollout/forwards": 4.0}
 
 
 def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:

@@ -16,6 +16,7 @@ from dllm_rl.diffusion.replay import replay
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.samplers.generate import generate
+from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import score_all, score_group, score_with_entropy
 from dllm_rl.training.data import Example
 from dllm_rl.training.source import ExampleSource, Harvest
@@ -146,6 +147,32 @@ def test_what_the_entropies_leave_out_is_in_no_batch_and_old_scores_are_of_the_r
         else:
             torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 3).logp)
             assert (batch.behaviour_logp[~kept] == 0).all()
+
+
+def test_reports_are_added_over_micro_batches_before_they_are_divided(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """The second update from a rollout, its effective sample sizes and its estimates' variance recomputed by hand."""
+    algorithm = DiffuGRPO(updates_per_rollout=2, corruption={"type": "fixed_count"}, num_draws=4, kl_coefficient=0)
+    trainer = _trainer(tiny, algorithm, TEXTS, tmp_path, max_steps=2, learning_rate=0.5)
+    trainer.source = _Prompts()
+    trainer.train()
+    first, second = (line for line in trainer.state.log_history if "policy/ess" in line)
+    assert first["policy/ess"] == first["policy/ess_sequence"] == 1.0
+    trainer = _trainer(tiny_llada(seed=0), algorithm, TEXTS, tmp_path, learning_rate=0.5)
+    trainer.source = _Prompts()
+    trainer.train()  # one update, with the weights of the second as they were before it
+    batches = trainer._window.batches[1]  # type: ignore[union-attr]
+    tokens, sequences, variances = [], [], []
+    for batch in batches:
+        logp = score_all(trainer.diffusion, batch, 100).logp.double()
+        change = (logp - batch.behaviour_logp) * batch.views.scored
+        tokens += change[batch.views.scored].exp().tolist()
+        sequences += (batch.views.weight * change).sum(1).view(2, 4).mean(1).exp().tolist()
+        variances += ((batch.views.weight * logp).sum(1).view(2, 4).var(1) / 4).tolist()
+    share = lambda w: sum(w) ** 2 / (len(w) * sum(x * x for x in w))  # noqa: E731
+    assert second["policy/ess"] == pytest.approx(share(tokens), rel=1e-5)
+    assert second["policy/ess_sequence"] == pytest.approx(share(sequences), rel=1e-5)
+    assert second["likelihood/estimate_variance"] == pytest.approx(sum(variances) / 4, rel=1e-5)
+    assert 0 < second["policy/ess_sequence"] < second["policy/ess"] < 1
 
 
 def test_a_window_cannot_be_entered_in_its_middle(tiny: DiffusionModel, tmp_path: Path) -> None:

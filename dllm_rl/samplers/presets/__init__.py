@@ -21,6 +21,7 @@ from dllm_rl.samplers.presets.rcr import Rcr
 from dllm_rl.samplers.presets.remdm import Remdm, RemdmLlada
 from dllm_rl.samplers.presets.remedi import Remedi
 from dllm_rl.samplers.presets.request import Preset, Request
+from dllm_rl.samplers.presets.schedule import Scheduled
 from dllm_rl.samplers.presets.sdar import Sdar
 from dllm_rl.samplers.presets.t2t import T2t
 from dllm_rl.samplers.presets.wino import WinoSampler
@@ -54,6 +55,7 @@ PRESETS: Mapping[str, type[Preset]] = {
     "wino": WinoSampler,
     "rcr": Rcr,
     "remedi": Remedi,
+    "schedule": Scheduled,
 }
 
 
