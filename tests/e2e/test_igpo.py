@@ -9,7 +9,6 @@ import pytest
 
 from tests.e2e import runs
 
-
 ZERO_3 = {
     "zero_optimization": {
         "stage": 3,
