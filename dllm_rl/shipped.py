@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from dllm_rl.errors import DllmRlError, RecipeError
+from dllm_rl.errors import RecipeError
 
 
 def shipped_root() -> Path:
@@ -63,9 +63,6 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
-    except DllmRlError as error:
-        del sys.modules[name]
-        raise RecipeError(f"{path}: {error}") from error
     except Exception as error:
         del sys.modules[name]
         raise RecipeError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error
