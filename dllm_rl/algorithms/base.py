@@ -118,8 +118,11 @@ class Algorithm(BaseModel, abc.ABC):
     """The policy head that the model must have."""
     needs_reward: ClassVar[bool] = True
     """False for one that learns from rollouts and not from what they are worth."""
-    learns: ClassVar[Trained] = "all"
-    """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+
+    @property
+    def learns(self) -> Trained:
+        """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+        return "all"
 
     @property
     def num_iterations(self) -> int:

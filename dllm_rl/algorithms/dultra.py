@@ -65,7 +65,7 @@ class DUltra(GroupRelative):
     """Advantages below this are set to 0 (published: 0.1, so that nothing is learned from failures); null: none are.
     Their mean is then not zero any more."""
     parameters: Trained = "all"
-    """What is trained: the network and the planner, or one of them."""
+    """What is trained: the network and the planner, or one of them; the other is frozen."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,7 +81,8 @@ class DUltra(GroupRelative):
     def is_sum_over_views(self) -> bool:
         return True
 
-    def trains(self, update: int) -> Trained:
+    @property
+    def learns(self) -> Trained:
         return self.parameters
 
     def scope(self, sequences: Sequences) -> Sequences:

@@ -18,7 +18,8 @@ def freeze(network: nn.Module, algorithm: Algorithm) -> None:
     """Make only what the algorithm learns trainable, of what was.
 
     Raises:
-        RecipeError: the model lacks the head that the algorithm needs, or nothing is left to train.
+        RecipeError: the model lacks the head that the algorithm needs, the head cannot learn, or nothing is left to
+            train.
     """
     found = head_of(network)
     name = getattr(algorithm, "type", type(algorithm).__name__)
@@ -30,6 +31,12 @@ def freeze(network: nn.Module, algorithm: Algorithm) -> None:
     learned: Trained = algorithm.learns if algorithm.head is not None else "network"
     for parameter in idle_parameters(network, learned):
         parameter.requires_grad_(False)
+    head = [parameter.requires_grad for name, parameter in network.named_parameters() if is_head_parameter(name)]
+    if algorithm.head is not None and learned != "network" and not any(head):
+        raise RecipeError(
+            f"model.adapter: {name} trains a {found}, and the adapter was made without one, so it has no place to keep "
+            "what that learns; make the adapter with the head (model.lora and model.head together)"
+        )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RecipeError(f"{name} leaves nothing of this model to train; check model.lora and model.adapter")
 
