@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from dllm_rl.algorithms.base import Algorithm, Trained
@@ -54,8 +55,11 @@ def idle_parameters(network: nn.Module, trained: Trained) -> list[nn.Parameter]:
 
 
 def zero_share(parameters: Iterable[nn.Parameter]) -> torch.Tensor | None:
-    """Zero, with a gradient of zero for every parameter: data-parallel wrappers wait for a gradient of each."""
-    sums = [parameter.sum() for parameter in parameters]
+    """Zero, with a gradient of zero for every parameter: data-parallel wrappers wait for a gradient of each.
+
+    None where there are none that are whole on every process: nobody waits for those that FSDP has spread.
+    """
+    sums = [parameter.sum() for parameter in parameters if not isinstance(parameter.data, DTensor)]
     return 0.0 * torch.stack([each.double() for each in sums]).sum() if sums else None
 
 

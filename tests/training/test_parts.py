@@ -9,7 +9,9 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from dllm_rl.algorithms import SFT, Algorithm, Batch, CoGRPO, DUltra, Scores
 from dllm_rl.algorithms.base import Loss, Material, Trained
@@ -23,7 +25,7 @@ from dllm_rl.models.policy_head import attach_head, is_head_parameter
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import backward, score_all, score_group, view_groups
 from dllm_rl.training.checkpoint import load_weights
-from dllm_rl.training.parts import freeze, idle_parameters
+from dllm_rl.training.parts import freeze, idle_parameters, zero_share
 from tests.algorithms.cases import make_batch
 from tests.training.small import SmallDenoiser
 from tests.training.test_trainer import TEXTS, _trainer
@@ -184,6 +186,20 @@ def test_a_checkpoint_without_the_head_is_refused_in_one_line(lora, tmp_path) ->
     trained = [n for n, p in fresh.network.named_parameters() if p.requires_grad]
     saved = dict(headed.network.named_parameters())
     assert trained and all(torch.equal(p, saved[n]) for n, p in fresh.network.named_parameters() if n in trained)
+
+
+def test_weights_that_are_spread_are_not_waited_for(tmp_path) -> None:
+    """FSDP asks for no gradient of what a forward did not run, and a sum of parts is no number to add."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        spread = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        assert zero_share([spread]) is None
+        whole = nn.Parameter(torch.ones(3))
+        (torch.tensor(2.0) + zero_share([spread, whole])).backward()
+        assert torch.equal(whole.grad, torch.zeros(3)) and spread.grad is None
+    finally:
+        distributed.destroy_process_group()
 
 
 class Scheduled(SmallDenoiser):
