@@ -84,3 +84,18 @@ def test_from_a_teacher_to_a_planner_that_decodes(lora: dict[str, Any] | None, t
     )
     assert judged.returncode == 0, judged.stderr[-3000:]
     assert "arithmetic" in judged.stdout
+
+
+def test_processes_that_share_weights_may_differ_in_how_many_steps_a_planner_takes(tmp_path: Path) -> None:
+    """Under ZeRO-3 every forward gathers the planner's weights too, and rollouts end when they end."""
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    folder = runs.workshop(tmp_path)
+    tree = runs.recipe(folder, {"type": "dultra"}, "spread", max_steps=3, per_device_train_batch_size=2)
+    launcher = ["--use_deepspeed", "--zero_stage", "3", "--num_processes", "2", "--num_machines", "1"]
+    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gradient_accumulation_steps", "1"]
+    path = runs.write(folder, tree)
+    done = runs.launch(path, launcher=[*launcher, "--zero3_save_16bit_model", "true"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = runs.launch(path, f"output={folder / 'one'}", "train.per_device_train_batch_size=4")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert runs.distance(runs.weights(folder / "one"), runs.weights(folder / "spread")) <= 1e-5
