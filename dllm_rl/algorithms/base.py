@@ -120,8 +120,11 @@ class Algorithm(BaseModel, abc.ABC):
     """Names of the samplers whose rollouts it can learn from; None: any. A recipe with another is refused."""
     needs_reward: ClassVar[bool] = True
     """False for one that learns from rollouts and not from what they are worth."""
-    learns: ClassVar[Trained] = "all"
-    """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+
+    @property
+    def learns(self) -> Trained:
+        """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+        return "all"
 
     @property
     def num_iterations(self) -> int:

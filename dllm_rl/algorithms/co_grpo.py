@@ -73,6 +73,13 @@ class CoGRPO(Replayed):
         if self.schedule_updates and not options.get("sigma") and not options.get("sigma_end"):
             raise ValueError("sigma is 0, which explores no other schedule, so the head learns nothing; set it above 0")
 
+    @property
+    def learns(self) -> Trained:
+        """One part alone, where the other never has its turn."""
+        if self.schedule_updates == 0:
+            return "network"
+        return "head" if self.network_updates == 0 else "all"
+
     def trains(self, update: int) -> Trained:
         """The network first, then the head, and so on."""
         return "network" if update % (self.network_updates + self.schedule_updates) < self.network_updates else "head"

@@ -67,7 +67,7 @@ class DUltra(GroupRelative):
     """Advantages below this are set to 0 (published: 0.1, so that nothing is learned from failures); null: none are.
     Their mean is then not zero any more."""
     parameters: Trained = "all"
-    """What is trained: the network and the planner, or one of them."""
+    """What is trained: the network and the planner, or one of them; the other is frozen."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -89,7 +89,8 @@ class DUltra(GroupRelative):
                 f"mode is {options['mode']!r}, and dultra learns the law of the planner's coins; leave it at sample"
             )
 
-    def trains(self, update: int) -> Trained:
+    @property
+    def learns(self) -> Trained:
         return self.parameters
 
     def scope(self, sequences: Sequences) -> Sequences:

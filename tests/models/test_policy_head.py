@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
 
+from dllm_rl.diffusion.ledger import forced_coins_logp
+from dllm_rl.diffusion.likelihood import score_views
+from dllm_rl.diffusion.replay import replay
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import CheckpointError, ModelContractError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.policy_head import attach_head, head_of, is_head_parameter
+from dllm_rl.samplers.generate import generate
 from dllm_rl.toys import families
 from dllm_rl.toys.model import tiny_llada
 
@@ -127,6 +132,20 @@ def test_each_row_can_have_its_own_temperature_and_guidance() -> None:
     logits = guided.index_fill(2, torch.tensor([model.spec.mask_id]), -math.inf) / temperature[:, None, None]
     expected = logits.log_softmax(2).gather(2, tokens[..., None])[..., 0].masked_fill(~hidden, 0)
     torch.testing.assert_close(got.logp, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_rollout_that_records_its_predictions_asks_the_planner_what_any_other_does(base) -> None:
+    """All that is hidden is asked about, and the planner is told that the block alone is open."""
+    model = shaken(load_model(base, head=PLANNER))
+    way = {"sampler": "planner", "gen_length": 6, "block_length": 3, "temperature": 1.0}
+    plain, recorded = (generate(model, [[7, 8], [9]] * 3, record_predictions=r, **way) for r in (False, True))
+    assert recorded.completions == plain.completions and recorded.nfe == plain.nfe
+    torch.testing.assert_close(recorded.selection_logp, plain.selection_logp, rtol=0, atol=1e-5)
+    found = replay(recorded, recorded.sequences())
+    views = replace(found.views, open=found.open)
+    plan = score_views(model, recorded.sequences(), views, views_per_forward=50, transform=recorded.transform).plan
+    logp = forced_coins_logp(plan.double(), views.scored, views.open)
+    torch.testing.assert_close(logp, found.selection_logp, rtol=0, atol=1e-5)
 
 
 def test_a_new_schedule_changes_nothing_and_the_network_is_not_run(base) -> None:
