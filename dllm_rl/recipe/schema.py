@@ -297,6 +297,11 @@ class Recipe(Section):
         if samples and self.data.max_completion_length is not None:
             raise ValueError(f"data.max_completion_length: {name} writes its completions; rollout.gen_length says it")
         hints = self.algorithm.inpainting
+        if hints is not None and self.reward is not None and self.reward.speed_exponent > 0:
+            raise ValueError(
+                f"reward.speed_exponent: hinted completions of {name} need fewer forwards, so they would be paid for "
+                "their hints; remove it"
+            )
         if hints is not None and self.reward is not None and self.rollout is not None:
             hints.correct_index(self.reward.functions)
             hints.most_replaced(self.rollout.num_generations)
