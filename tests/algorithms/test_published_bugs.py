@@ -32,8 +32,8 @@ from dllm_rl.models.load import load_model
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.rewards import RewardPanel
 from dllm_rl.rollouts.text import decode_until_eos
-from dllm_rl.samplers.names import FEATURES
 from dllm_rl.samplers.generate import generate
+from dllm_rl.samplers.names import FEATURES
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import score_all
 from dllm_rl.training.data import PromptRow

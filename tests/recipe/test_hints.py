@@ -39,7 +39,7 @@ def recipe(path: str = "rows.jsonl", hints: dict[str, Any] | None = None, **sect
         ),
         (
             recipe(reward={"functions": ["a.py:x"], "speed_exponent": 0.5}),
-            "reward.speed_exponent: hinted completions of igpo need fewer forwards, so they would be paid for their hints",
+            "reward.speed_exponent: hinted completions of igpo need fewer forwards, so they would be paid",
         ),
         (
             recipe(reward={"functions": ["a.py:x"], "normalization": "per_function"}),
