@@ -11,6 +11,10 @@ class RecipeError(DllmRlError, ValueError):
     """A recipe, an override or a command-line argument is wrong."""
 
 
+class MissingSettingError(RecipeError):
+    """What a recipe names needs something outside of it, such as an environment variable, that is not set."""
+
+
 class DataError(DllmRlError, ValueError):
     """A dataset, a row or a prompt cannot be used as it is."""
 

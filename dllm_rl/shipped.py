@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-from dllm_rl.errors import RecipeError
+from dllm_rl.errors import MissingSettingError, RecipeError
 
 
 def shipped_root() -> Path:
@@ -52,6 +52,7 @@ def import_file(path: Path) -> ModuleType:
 
     Raises:
         RecipeError: the file cannot be imported.
+        MissingSettingError: it asks for a setting that is not there.
     """
     name = f"_dllm_rl_{path.stem}_{hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()}"
     if name in sys.modules:
@@ -63,6 +64,9 @@ def import_file(path: Path) -> ModuleType:
     sys.modules[name] = module  # dataclasses look their module up while it runs
     try:
         spec.loader.exec_module(module)
+    except MissingSettingError as error:
+        del sys.modules[name]
+        raise MissingSettingError(f"{path}: {error}") from error
     except Exception as error:
         del sys.modules[name]
         raise RecipeError(f"{path}: cannot be imported: {type(error).__name__}: {error}") from error

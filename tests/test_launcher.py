@@ -73,6 +73,7 @@ def test_a_foreign_yaml_ends_with_one_line_and_code_2(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1 and "not a recipe: its keys are distributed_type" in done.stderr
 
 
+@pytest.mark.slow
 def test_accelerate_passes_the_recipe_its_overrides_and_the_failure(recipe: Path) -> None:
     done = launch(DOORS["accelerate"], recipe, "train.max_stepz=3", folder=recipe.parent)
     assert done.returncode != 0
@@ -87,6 +88,7 @@ def test_every_rank_of_two_tells_the_failure(recipe: Path) -> None:
     assert 1 <= len(ours(done.stderr)) <= 2  # the launcher may stop the second rank before it speaks
 
 
+@pytest.mark.slow
 def test_a_valid_recipe_reaches_training(recipe: Path) -> None:
     """As far as the model that is not there, so through the hook, the overrides and the builder."""
     done = launch(DOORS["python"], recipe, "model.path=no/such-model-here", folder=recipe.parent)

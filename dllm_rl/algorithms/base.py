@@ -116,10 +116,15 @@ class Algorithm(BaseModel, abc.ABC):
     """True if it wants a reward for every step's one-step completion, which rollouts then record."""
     head: ClassVar[Literal["planner", "schedule"] | None] = None
     """The policy head that the model must have."""
+    samplers: ClassVar[tuple[str, ...] | None] = None
+    """Names of the samplers whose rollouts it can learn from; None: any. A recipe with another is refused."""
     needs_reward: ClassVar[bool] = True
     """False for one that learns from rollouts and not from what they are worth."""
-    learns: ClassVar[Trained] = "all"
-    """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+
+    @property
+    def learns(self) -> Trained:
+        """What training may change at all; the rest is frozen. A head that is not this algorithm's is always frozen."""
+        return "all"
 
     @property
     def num_iterations(self) -> int:
@@ -149,6 +154,13 @@ class Algorithm(BaseModel, abc.ABC):
     def inpainting(self) -> HintSettings | None:
         """How groups that fail are rolled out again with hints; None: they are not."""
         return None
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        """Refuse options of the rollout's sampler that leave nothing to learn from; a recipe asks. By default none.
+
+        Raises:
+            ValueError: which option, and what it should be.
+        """
 
     def trains(self, update: int) -> Trained:
         """What update number `update`, counted from 0, changes, of what the algorithm learns. The rest stays bit for

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
@@ -46,6 +47,7 @@ class CoGRPO(Replayed):
         "Wang, Yuxuan and Liu, Jingshu and Huang, Gao}, journal={arXiv preprint arXiv:2512.22288}, year={2025}}"
     )
     head: ClassVar[Literal["planner", "schedule"] | None] = "schedule"
+    samplers: ClassVar[tuple[str, ...] | None] = ("schedule",)
 
     type: Literal["co_grpo"] = "co_grpo"
     network_updates: Annotated[int, Field(ge=0)] = 5
@@ -66,6 +68,17 @@ class CoGRPO(Replayed):
                     "end within a rollout; give a multiple"
                 )
         return self
+
+    def check_options(self, options: Mapping[str, object]) -> None:
+        if self.schedule_updates and not options.get("sigma") and not options.get("sigma_end"):
+            raise ValueError("sigma is 0, which explores no other schedule, so the head learns nothing; set it above 0")
+
+    @property
+    def learns(self) -> Trained:
+        """One part alone, where the other never has its turn."""
+        if self.schedule_updates == 0:
+            return "network"
+        return "head" if self.network_updates == 0 else "all"
 
     def trains(self, update: int) -> Trained:
         """The network first, then the head, and so on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
@@ -42,6 +43,7 @@ class DUltra(GroupRelative):
         "journal={arXiv preprint arXiv:2512.21446}, year={2025}}"
     )
     head: ClassVar[Literal["planner", "schedule"] | None] = "planner"
+    samplers: ClassVar[tuple[str, ...] | None] = ("planner",)
 
     type: Literal["dultra"] = "dultra"
     clip_low: Annotated[float, Field(gt=0)] = 0.2
@@ -65,7 +67,7 @@ class DUltra(GroupRelative):
     """Advantages below this are set to 0 (published: 0.1, so that nothing is learned from failures); null: none are.
     Their mean is then not zero any more."""
     parameters: Trained = "all"
-    """What is trained: the network and the planner, or one of them."""
+    """What is trained: the network and the planner, or one of them; the other is frozen."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,7 +83,14 @@ class DUltra(GroupRelative):
     def is_sum_over_views(self) -> bool:
         return True
 
-    def trains(self, update: int) -> Trained:
+    def check_options(self, options: Mapping[str, object]) -> None:
+        if options.get("mode", "sample") != "sample":
+            raise ValueError(
+                f"mode is {options['mode']!r}, and dultra learns the law of the planner's coins; leave it at sample"
+            )
+
+    @property
+    def learns(self) -> Trained:
         return self.parameters
 
     def scope(self, sequences: Sequences) -> Sequences:

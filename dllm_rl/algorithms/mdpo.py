@@ -129,6 +129,11 @@ class MDPO(GroupRelative):
         terms = Terms(scores.logp, behaviour, batch.advantage[views.row], views.scored, weight)
         return self.clipped_loss(batch, scores, terms, share)
 
+    def log_weight(self, batch: Batch, scores: Scores) -> Float[Tensor, " B"]:
+        """Of each prediction: every token counts once, whatever it weighs in the loss."""
+        ratio = (scores.logp - self.behaviour_of(batch, scores)).masked_fill(~batch.views.scored[scores.view], 0.0)
+        return ratio.new_zeros(len(batch.sequences)).index_add(0, batch.views.row[scores.view], ratio.sum(-1))
+
 
 def _refuse_draws(trajectory: Trajectory) -> None:
     from dllm_rl.errors import RecipeError

@@ -31,9 +31,13 @@ class PlannerImitation(Algorithm):
     """
 
     source: ClassVar[Literal["text", "pairs", "rollouts"]] = "rollouts"
+    samplers: ClassVar[tuple[str, ...] | None] = (
+        *("llada", "rl", "threshold", "ancestral", "ass", "dream", "entropy", "eoser", "eoser_ass", "first_hitting"),
+        *("margin", "maskgit", "pc", "pc_linear", "sdar", "factor", "eb", "klass", "localleap", "dus"),
+    )
+    """Those that hide nothing again and ask no head."""
     needs_reward: ClassVar[bool] = False
     head: ClassVar[Literal["planner", "schedule"] | None] = "planner"
-    learns: ClassVar[Trained] = "head"
     citation: ClassVar[str] = (
         "@article{chen2025dultra, title={dUltra: Ultra-Fast Diffusion Language Models via Reinforcement Learning}, "
         "author={Chen, Shirui and Jiao, Jiantao and Ratliff, Lillian J. and Zhu, Banghua}, "
@@ -47,6 +51,10 @@ class PlannerImitation(Algorithm):
     micro-batch (published), which makes coins too eager and does not know of forced steps."""
     updates_per_rollout: Annotated[int, Field(ge=1)] = 1
     """Updates made from one rollout."""
+
+    @property
+    def learns(self) -> Trained:
+        return "head"
 
     @property
     def num_iterations(self) -> int:

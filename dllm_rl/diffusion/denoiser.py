@@ -139,9 +139,18 @@ class PlanningDenoiser(Denoiser, Protocol):
     """A denoiser with a planner head: a number per position that says whether it is time to write there."""
 
     def plan_at(
-        self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Bool[Tensor, "B N"] | None = None
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Bool[Tensor, "B N"] | None = None,
+        *,
+        open: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
-        """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order."""
+        """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order.
+
+        Args:
+            open: positions that may be written now, which the planner is told; None: those of `where`.
+        """
         ...
 
 

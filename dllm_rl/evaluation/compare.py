@@ -83,6 +83,9 @@ def _pairs(first: Path, second: Path) -> dict[str, tuple[Path, Path]]:
     if first.suffix == second.suffix == ".jsonl":
         return {second.stem: (first, second)}
     here, there = ({file.name: file for file in folder.glob("*.jsonl")} for folder in (first, second))
+    for folder in (first, second):
+        if inside := sorted(folder.glob("eval/update-*")):
+            raise DataError(f"{folder} is a run, which holds several evaluations; give one, such as {inside[-1]}")
     common = sorted(here.keys() & there.keys())
     if not common:
         raise DataError(
@@ -101,6 +104,8 @@ def compare_results(task: str, first: EvalResult, second: EvalResult, *, force: 
     places = [[(record.index, record.sample) for record in result.records] for result in (first, second)]
     notes: tuple[str, ...] = ()
     if first.protocol is not None and second.protocol is not None:
+        if first.protocol.task != second.protocol.task:
+            raise DataError(f"{first.protocol.task} and {second.protocol.task} are two tasks; compare answers of one")
         notes = tuple(second.protocol.differences(first.protocol, but=OF_THE_MODEL))
     if notes and not force:
         raise DataError(

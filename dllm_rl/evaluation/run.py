@@ -81,8 +81,8 @@ def score_file(reference: str, file: Path, data: str | None = None) -> EvalResul
     Raises:
         DataError: a line lacks a field or names an example that the task does not have.
     """
-    questions = questions_of(load_task(reference, path=data))
     lines = read_rows(file)
+    questions = questions_of(load_task(reference, path=data))
     for number, line in enumerate(lines, start=1):
         index = line.get("index")
         if not isinstance(line.get("completion"), str) or not isinstance(index, int) or not 0 <= index < len(questions):

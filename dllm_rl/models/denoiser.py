@@ -110,14 +110,23 @@ class DiffusionModel:
         return self.logits_at(canvas, where, sees, positions)
 
     def plan_at(
-        self, canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"], attend: Attend = None
+        self,
+        canvas: Int[Tensor, "B N"],
+        where: Bool[Tensor, "B N"],
+        attend: Attend = None,
+        *,
+        open: Bool[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         """Token logits and planner logits, of one forward, at the T true positions of `where` in row-major order.
+
+        Args:
+            open: positions that may be written now, which the planner is told; None: those of `where`.
 
         Raises:
             ModelContractError: the model has no planner head.
         """
-        inputs = {**self._inputs(canvas, where, attend, None), **self._plan_inputs(canvas, where, attend)}
+        told = self._plan_inputs(canvas, where if open is None else open, attend)
+        inputs = {**self._inputs(canvas, where, attend, None), **told}
         logits, plan = self.network(**inputs)
         return logits, plan[where]
 
@@ -200,6 +209,8 @@ class DiffusionModel:
             ModelContractError: for a canvas longer than the network was made for, a token that the transform forbids,
                 guidance without a prompt, or a planner that the model does not have.
         """
+        if not len(canvas):
+            return self._score_of_no_row(canvas, transform, entropy, open, temperature, cfg_scale)
         inputs = self._inputs(canvas, where, attend, None)
         row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
@@ -216,6 +227,27 @@ class DiffusionModel:
             plan = plan.masked_fill(~open, 0.0)
         dense = [None if part is None else part.new_zeros(where.shape).masked_scatter(where, part) for part in scores]
         return TokenScores(dense[0], dense[1], plan)  # type: ignore[arg-type]
+
+    def _score_of_no_row(
+        self, canvas: Int[Tensor, "0 N"], transform: Transform | None, entropy: bool, *others: Tensor | None
+    ) -> TokenScores:
+        """Of nothing, in a forward of one row like any other: networks do not take none, and processes that share the
+        weights wait for each other's forwards.
+        """
+        row, nowhere = canvas.new_zeros(1, canvas.shape[1]), canvas.new_zeros(1, canvas.shape[1], dtype=torch.bool)
+        some = [None if each is None else each.new_ones(1, *each.shape[1:]) for each in others]
+        one = self.score(
+            row,
+            row,
+            nowhere,
+            transform=transform,
+            prompt=nowhere,
+            entropy=entropy,
+            open=some[0],
+            temperature=some[1],
+            cfg_scale=some[2],
+        )
+        return TokenScores(*(None if part is None else part[:0] for part in one))  # type: ignore[arg-type]
 
     @contextmanager
     def reference(self) -> Iterator[DiffusionModel]:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models.families import Family, family_of
 from dllm_rl.models.load import ADAPTER_CONFIG, base_config, load_model, resolve
+from dllm_rl.models.policy_head import POLICY_HEAD, read_settings
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 MODEL_CARD = """# LoRA adapter of a diffusion language model
@@ -29,15 +30,20 @@ def export_official(path: str | Path, out: str | Path) -> None:
     names, `target_modules` and the model card change, numbers do not.
 
     Raises:
-        CheckpointError: when `out` exists, or for an adapter that goes beyond LoRA on whole kinds of layers.
+        CheckpointError: when `out` exists, for a policy head, which the published modeling code would leave out, or for
+            an adapter that goes beyond LoRA on whole kinds of layers.
     """
     source, out = Path(resolve(path)), Path(out)
     if out.exists():
         raise CheckpointError(f"{out} exists; expected a new folder to export to")
     if not (source / ADAPTER_CONFIG).is_file():
-        load_model(source, dtype="auto").save(out)
+        model = load_model(source, dtype="auto")
+        _refuse_policy_head(model.config.to_dict().get(POLICY_HEAD), source)
+        model.save(out)
         return
-    family = family_of(*base_config(source))
+    fields, base = base_config(source)
+    _refuse_policy_head(read_settings(source) or fields.get(POLICY_HEAD), source)
+    family = family_of(fields, base)
     config = json.loads((source / ADAPTER_CONFIG).read_text())
     _refuse_untranslatable(config, source)
     tensors = load_file(source / ADAPTER_WEIGHTS)
@@ -69,6 +75,14 @@ def published_name(name: str, family: Family) -> str:
             )
             return template + name[match.end() :]
     return name
+
+
+def _refuse_policy_head(head: dict[str, Any] | None, source: Path) -> None:
+    if head:
+        raise CheckpointError(
+            f"the model in {source} decodes with a {head.get('type')} head, which the published modeling code does not "
+            "have and would leave out; expected a model without a head. Use it with dllm_rl.load_model"
+        )
 
 
 def _refuse_untranslatable(config: dict[str, Any], source: Path) -> None:

@@ -18,7 +18,7 @@ from dllm_rl.errors import CheckpointError, RecipeError, one_line
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
-from dllm_rl.models.policy_head import attach_head, head_of, read_settings
+from dllm_rl.models.policy_head import POLICY_HEAD, attach_head, head_of, read_settings
 from dllm_rl.models.save import BASE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -108,6 +108,18 @@ def _give_head(network: Any, saved: dict[str, Any] | None, wanted: dict[str, Any
             f"the model has a {found} head and head={wanted} asks for another; a model has one head, start from one "
             "without"
         )
+    elif wanted is not None:
+        _refuse_another_size(getattr(network.config, POLICY_HEAD), wanted)
+
+
+def _refuse_another_size(has: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """What a schedule is shown and decides is what it learned; other settings are those of a new head."""
+    for name in ("features", "actions"):
+        if wanted.get(name) != has.get(name) and name in wanted:
+            raise CheckpointError(
+                f"the model's {has['type']} head has {has.get(name)} {name} and {wanted[name]} are asked for; give the "
+                "sampler's option `learned` as it was trained, or start from a model without a head"
+            )
 
 
 def resolve(path: str | Path) -> str:

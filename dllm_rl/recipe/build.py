@@ -12,6 +12,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from dllm_rl.errors import CheckpointError
 from dllm_rl.recipe.evaluate import evaluator
+from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.launch import (
     check_world,
     leave_process_group_at_exit,
@@ -54,6 +55,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         DllmRlError: something in the recipe, its data, its rewards or its output cannot be used as it is.
     """
     recipe = load_recipe(recipe_path_or_dict, overrides)
+    check_options(recipe)
     quieten()
     leave_process_group_at_exit()
     base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else recipe_file(recipe_path_or_dict).parent

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dllm_rl.errors import RecipeError
+from dllm_rl.errors import MissingSettingError, RecipeError
 from dllm_rl.evaluation.task import load_task
+from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.gold import judged_by_hand
 from dllm_rl.recipe.rewards import make_panel
-from dllm_rl.recipe.schema import Recipe
+from dllm_rl.recipe.schema import Recipe, RewardSection, RolloutSection
 from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.rows import read_rows
 from dllm_rl.shipped import find
@@ -29,30 +30,54 @@ def check(recipe: Recipe, base: Path) -> Iterator[str]:
     Raises:
         DllmRlError: something is missing, or a reward function cannot judge the first rows.
     """
-    _refuse_missing_folder(recipe.model.path, base)
+    check_options(recipe)
+    yield from _model(recipe.model.path, base)
     rows = _first_rows(recipe, base)
     if rows:
         yield f"data: {recipe.data.path} has the columns {', '.join(rows[0])}"
+        _refuse_missing_hints(recipe, rows[0])
     if recipe.reward is not None and recipe.rollout is not None:
-        panel = make_panel(recipe.reward, base)
-        yield f"reward: {', '.join(function.name for function in (*panel.functions, *panel.gates))}"
-        if rows:
-            yield from judged_by_hand(panel, rows, [_prompt(recipe, row) for row in rows], recipe.rollout)
-        else:
-            yield f"reward: not tried, since {recipe.data.path} is no local file; data.path=FILE tries some rows"
+        yield from _rewards(recipe, recipe.reward, recipe.rollout, rows, base)
     if recipe.eval is not None:
         paths = recipe.eval.paths | ({recipe.eval.tasks[0]: recipe.eval.path} if recipe.eval.path else {})
         tasks = [load_task(task, base, path=paths.get(task)) for task in recipe.eval.tasks]
         yield f"eval: {', '.join(task.name for task in tasks)}"
 
 
-def _refuse_missing_folder(path: str, base: Path) -> None:
+def _rewards(
+    recipe: Recipe, reward: RewardSection, rollout: RolloutSection, rows: list[dict[str, Any]], base: Path
+) -> Iterator[str]:
+    try:
+        panel = make_panel(reward, base)
+    except MissingSettingError as error:  # a server that a run needs, and whoever only checks need not have
+        yield f"reward: not tried, and a run would stop here: {error}"
+        return
+    yield f"reward: {', '.join(function.name for function in (*panel.functions, *panel.gates))}"
+    if rows:
+        yield from judged_by_hand(panel, rows, [_prompt(recipe, row) for row in rows], rollout)
+    else:
+        yield f"reward: not tried, since {recipe.data.path} is no local file; data.path=FILE tries some rows"
+
+
+def _model(path: str, base: Path) -> Iterator[str]:
     """A hub id is owner/name; what looks like anything else must be a folder."""
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") != 1
-    if looks_local and not path.startswith("toy:") and find(path, base) is None:
+    if path.startswith("toy:") or find(path, base) is not None:
+        return
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise RecipeError(
             f"model.path: there is no folder {path}; give a checkpoint's folder, a run's output or a hub id"
         )
+    yield f"model: {path} is no folder here, so it is looked for on the hub"
+
+
+def _refuse_missing_hints(recipe: Recipe, row: dict[str, Any]) -> None:
+    hints = recipe.algorithm.inpainting
+    for key in ("reference_column", "answer_column") if hints is not None else ():
+        name = getattr(hints, key)
+        if name not in row:
+            raise RecipeError(
+                f"algorithm.hints.{key}: {name!r} is no column of {recipe.data.path}, which has {', '.join(row)}"
+            )
 
 
 def _first_rows(recipe: Recipe, base: Path) -> list[dict[str, Any]]:

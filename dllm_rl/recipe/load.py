@@ -37,6 +37,8 @@ def recipe_file(name: str | Path) -> Path:
     """The recipe that `name` means: a file, else a shipped one, as `recipes/quickstart.yaml` or just `quickstart`."""
     bare = "/" not in str(name) and not str(name).endswith((".yaml", ".yml", ".json"))
     found = find(f"recipes/{name}.yaml" if bare else str(name))
+    if found is not None and (found / "recipe.json").is_file():
+        raise RecipeError(f"{name}: a folder of a run; its recipe is {found / 'recipe.json'}")
     if found is None or not found.is_file():
         raise RecipeError(f"{name}: no such file")
     return found
@@ -79,5 +81,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             section[parent] = {}
         section = section[parent]
         if not isinstance(section, dict):
-            raise RecipeError(f"override {override!r}: {'.'.join(parents[:depth])} is {section!r}, which has no keys")
+            raise RecipeError(
+                f"override {override!r}: {'.'.join(parents[:depth])} is {section!r}, which has no keys; "
+                f"give the whole of it, as {'.'.join(parents[:depth])}={{key: value, ...}}"
+            )
     section[key] = parse(text, f"override {override!r}")

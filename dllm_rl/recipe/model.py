@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from dllm_rl.errors import RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.lora import add_lora
-from dllm_rl.models.policy_head import attach_head
+from dllm_rl.models.policy_head import attach_head, head_of
+from dllm_rl.recipe.fit import check_heads, head_settings
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.shipped import find
 from dllm_rl.toys.model import tiny_llada
@@ -23,7 +23,7 @@ def make_model(recipe: Recipe, base: Path) -> DiffusionModel:
     """The policy with its tokenizer.
 
     Raises:
-        RecipeError: there is no tokenizer, or a procedural model is not known.
+        RecipeError: there is no tokenizer, a procedural model is not known, or a sampler asks a head that it lacks.
         CheckpointError: the weights cannot be loaded.
     """
     section = recipe.model
@@ -35,6 +35,10 @@ def make_model(recipe: Recipe, base: Path) -> DiffusionModel:
         )
     if not model.spec.eos_ids:
         raise RecipeError(f"model.path: {section.path} names no end of text (eos_token_id), which completions end with")
+    try:
+        check_heads(recipe, head_of(model.network))
+    except ValueError as error:
+        raise RecipeError(str(error)) from None
     return model
 
 
@@ -60,12 +64,8 @@ def _loaded(recipe: Recipe, base: Path) -> DiffusionModel:
         tokenizer=section.tokenizer,
         quantization=section.quantization,
         revision=section.revision,
-        head=_head(recipe),
+        head=head_settings(recipe),
     )
-
-
-def _head(recipe: Recipe) -> dict[str, Any] | None:
-    return None if recipe.model.head is None else recipe.model.head.model_dump()
 
 
 def _toy(recipe: Recipe) -> DiffusionModel:
@@ -78,8 +78,9 @@ def _toy(recipe: Recipe) -> DiffusionModel:
         model = tiny_llada(tokenizer=character_tokenizer(alphabet) if alphabet else None, **options)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"model.options: {error}") from error
-    if section.head is not None:
-        attach_head(model.network, section.head.model_dump())
+    head = head_settings(recipe)
+    if head is not None:
+        attach_head(model.network, head)
     if section.lora is None:
         return model
     network = add_lora(model.network, section.lora, allow_dropout=recipe.algorithm.allows_dropout)

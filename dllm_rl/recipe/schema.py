@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from pydantic_core import PydanticCustomError
 
 from dllm_rl.algorithms import AlgorithmSection
-from dllm_rl.recipe import upstream
+from dllm_rl.recipe import fit, upstream
 from dllm_rl.recipe.explain import suggestion
 
 Count = Annotated[int, Field(ge=1)]
@@ -25,7 +25,7 @@ class Section(BaseModel):
 class PlannerSection(Section):
     """A planner head: a logit per position that says whether to write there now."""
 
-    type: Literal["planner"]
+    type: Literal["planner"] = "planner"
     initial_logit: float = -2.0
     """Of every position at first; -2 writes one in eight per step."""
 
@@ -33,11 +33,11 @@ class PlannerSection(Section):
 class ScheduleSection(Section):
     """A schedule head: a Gaussian policy over how to take the next step."""
 
-    type: Literal["schedule"]
-    features: Count
-    """Numbers it is shown at every step; the sampler says how many."""
-    actions: Count
-    """Numbers it decides; the sampler says how many."""
+    type: Literal["schedule"] = "schedule"
+    features: Count | None = None
+    """Numbers it is shown at every step; null: as many as the sampler shows."""
+    actions: Count | None = None
+    """Numbers it decides; null: as many as the sampler's option learned names."""
     width: Count = 64
     """Of its two hidden layers."""
 
@@ -297,6 +297,11 @@ class Recipe(Section):
         if samples and self.data.max_completion_length is not None:
             raise ValueError(f"data.max_completion_length: {name} writes its completions; rollout.gen_length says it")
         hints = self.algorithm.inpainting
+        if hints is not None and self.reward is not None and self.reward.speed_exponent > 0:
+            raise ValueError(
+                f"reward.speed_exponent: hinted completions of {name} need fewer forwards, so they would be paid for "
+                "their hints; remove it"
+            )
         if hints is not None and self.reward is not None and self.rollout is not None:
             hints.correct_index(self.reward.functions)
             hints.most_replaced(self.rollout.num_generations)
@@ -305,6 +310,9 @@ class Recipe(Section):
                 f"model.lora.lora_dropout: must be 0 for {name}, which compares scores of one text made at different "
                 "times; dropout would make them differ by themselves"
             )
+        if self.train.head_learning_rate is not None and self.algorithm.head is None:
+            raise ValueError(f"train.head_learning_rate: {name} trains no policy head; remove it")
+        fit.check_samplers(self)
         return self
 
 

@@ -24,7 +24,8 @@ def as_yaml(recipe: Recipe) -> str:
 
 
 def _section(section: BaseModel, indent: str) -> Iterator[str]:
-    for name, field in type(section).model_fields.items():
+    fields = type(section).model_fields
+    for name, field in sorted(fields.items(), key=lambda item: item[0] != "type"):  # which member of a union it is
         if field.description:
             yield f"{indent}# {' '.join(field.description.split())}"
         value = getattr(section, name)

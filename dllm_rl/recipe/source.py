@@ -16,6 +16,7 @@ from dllm_rl.recipe.rewards import make_panel
 from dllm_rl.recipe.schema import DecodingSection, Recipe
 from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.functions import load_function
+from dllm_rl.rollouts.rewards import JUDGED
 from dllm_rl.rollouts.rows import Row, read_rows
 from dllm_rl.rollouts.text import decode_until_eos
 from dllm_rl.shipped import find
@@ -125,6 +126,7 @@ def make_source(
     if recipe.reward is None:
         return DemonstrationSource(rows, seed, engine, recipe.algorithm, recipe.rollout.num_generations, device)
     panel = make_panel(recipe.reward, base)
+    panel.refuse_signatures([*JUDGED, *rows[0].columns])
     generations = recipe.rollout.num_generations
     inpainter = None
     if recipe.algorithm.inpainting is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,10 @@ __all__ = [
 ]
 
 
+JUDGED = ("prompts", "completions", "completion_ids")
+"""Keywords that every reward function is called with, beside the data's columns."""
+FACTS = ("forwards", "gen_length")
+"""What a run knows of each rollout; a function gets those that it names."""
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(?<!\.py)(?:@\w+)?")
 
 
@@ -202,8 +206,7 @@ class RewardPanel:
     ) -> dict[str, Values]:
         functions = [*self.functions, *self.gates]
         seen = {f.name: arguments | {n: list(facts[n]) for n in facts if takes(f.function, n)} for f in functions}
-        for f in functions:
-            refuse_signature(f.name, f.function, seen[f.name])
+        self.refuse_signatures(arguments, facts)
         with watched(), contextlib.ExitStack() as under_way:
             calls = {f.name: self._start(f, seen[f.name]) for f in functions if is_async(f.function)}
             for call in calls.values():
@@ -213,6 +216,21 @@ class RewardPanel:
                 call = calls.get(f.name) or self._start(f, seen[f.name])
                 values[f.name] = checked(call, arguments, self.time_limit, where)
             return values
+
+    def refuse_signatures(self, arguments: Iterable[str], facts: Iterable[str] = FACTS) -> None:
+        """Refuse functions that cannot be called with such keywords, before there is anything to judge.
+
+        Args:
+            arguments: JUDGED, and the data's other columns.
+            facts: what is known of a rollout, for functions that name it.
+
+        Raises:
+            RewardError: a function asks for a keyword that there is not, or does not take one that there is.
+        """
+        given, known = list(arguments), list(facts)
+        for f in (*self.functions, *self.gates):
+            names = [*given, *(name for name in known if takes(f.function, name))]
+            refuse_signature(f.name, f.function, dict.fromkeys(names))
 
     def _start(self, f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Call:
         """Call with lists of its own, so that no function sees what another does to them."""

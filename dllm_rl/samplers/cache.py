@@ -191,7 +191,9 @@ class Cached:
             for cache, tokens in zip(self._caches, inputs, strict=True)
         ]
 
-    def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+    def plan(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], open: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         raise ModelContractError("a planner head cannot be read through a cache; set cache to 'none'")
 
     def shadow(

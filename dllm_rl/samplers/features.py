@@ -8,24 +8,15 @@ from torch import Tensor
 
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.samplers.canvas import Canvas
+from dllm_rl.samplers.names import QUANTILES
 from dllm_rl.samplers.network import entropies
 from dllm_rl.samplers.propose import Proposal
 from dllm_rl.samplers.score import MaxProbability
 
-_QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_OF = ("mean", *(f"quantile {q}" for q in _QUANTILES))
-FEATURES = (
-    "share of the block still hidden",
-    "share of the completion still hidden",
-    "forwards made, as a share of the completion's tokens",
-    *(f"log-probability of the likeliest token, {of}" for of in _OF),
-    *(f"entropy, {of}" for of in _OF),
-)
-"""What each number is; predictions are those of the open positions at temperature 1, in nats."""
-
 
 def features(proposal: Proposal, canvas: Canvas, forbidden_ids: tuple[int, ...]) -> Float64[Tensor, "B F"]:
-    """Statistics of the open positions and of the row's progress, zeros for finished rows.
+    """The numbers that `names.FEATURES` names: of the open positions and of the row's progress; zeros for finished
+    rows.
 
     Nothing is read of padding, of other rows or of positions that are not open. Tokens given count as if they were not
     there.
@@ -53,7 +44,7 @@ def _pooled(values: Float64[Tensor, "B L"]) -> Float64[Tensor, "B 6"]:
     count = there.sum(dim=1, keepdim=True)
     mean = values.masked_fill(~there, 0.0).sum(dim=1, keepdim=True) / count
     ordered = values.sort(dim=1).values
-    place = (count - 1).clamp(min=0) * torch.tensor(_QUANTILES, dtype=torch.float64, device=values.device)
+    place = (count - 1).clamp(min=0) * torch.tensor(QUANTILES, dtype=torch.float64, device=values.device)
     low, high = place.floor().to(torch.int64), place.ceil().to(torch.int64)
     below, above = ordered.gather(1, low), ordered.gather(1, high)
     return torch.cat([mean, below + (place - low) * (above - below)], dim=1)

@@ -25,8 +25,10 @@ class Network(Protocol):
         """Logits at the T true positions, in row-major order; rows that are finished have none."""
         ...
 
-    def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
-        """Logits and the planner head's logits.
+    def plan(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], open: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+        """Logits and the planner head's logits at `positions`, when those of `open` may be written.
 
         Raises:
             ModelContractError: the model has no planner, or it cannot be read this way.
@@ -81,7 +83,9 @@ class Exact:
     def schedule(self, features: Float64[Tensor, "B F"], actions: int) -> Float[Tensor, "B A"]:
         return scheduled(self.denoiser, features, actions)
 
-    def plan(self, canvas: Canvas, positions: Bool[Tensor, "B L"]) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
+    def plan(
+        self, canvas: Canvas, positions: Bool[Tensor, "B L"], open: Bool[Tensor, "B L"]
+    ) -> tuple[Float[Tensor, "T V"], Float[Tensor, " T"]]:
         if not isinstance(self.denoiser, PlanningDenoiser):
             raise ModelContractError(
                 "this sampler follows a planner and the model has no planner head; load a model with one, or choose "
@@ -90,7 +94,7 @@ class Exact:
         if self.cfg_scale:
             raise ModelContractError("a planner cannot be guided; set cfg_scale to 0")
         live, attend, where = unfinished(canvas, positions)
-        return self.denoiser.plan_at(canvas.tokens[live], where, attend)
+        return self.denoiser.plan_at(canvas.tokens[live], where, attend, open=canvas.columns(open)[live])
 
     def shadow(
         self, canvas: Canvas, positions: Bool[Tensor, "B L"], shadowed: Bool[Tensor, "B L"]
@@ -153,12 +157,14 @@ def propose_pair(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"
 def propose(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"], with_plan: bool) -> Proposal:
     """Run the network once (twice under guidance) and keep what it says of `positions`.
 
+    A planner is told which positions may be written, whatever else is asked about.
+
     Raises:
         ModelContractError: a logit is NaN.
     """
     plan = None
     if with_plan:
-        logits, plan = network.plan(canvas, positions)
+        logits, plan = network.plan(canvas, positions, canvas.eligible)
     else:
         logits = network.logits(canvas, positions)
     return _proposal(canvas, positions, logits, plan)

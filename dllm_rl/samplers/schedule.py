@@ -23,14 +23,12 @@ from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.samplers.canvas import Canvas
 from dllm_rl.samplers.features import features
+from dllm_rl.samplers.names import PARAMETERS
 from dllm_rl.samplers.network import Network
 from dllm_rl.samplers.propose import Proposal
 from dllm_rl.samplers.quota import Quota
 from dllm_rl.samplers.random_rules import PlackettLuce
 from dllm_rl.samplers.select import Choice, Select, TopK, highest
-
-PARAMETERS = ("commit", "temperature", "ranking_temperature", "cfg_scale")
-"""What a policy can decide, in the order of its actions."""
 
 
 @dataclass(frozen=True, slots=True)

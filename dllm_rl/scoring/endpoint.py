@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dllm_rl.errors import RecipeError, RewardError, one_line
+from dllm_rl.errors import MissingSettingError, RecipeError, RewardError, one_line
 
 Json = dict[str, Any]
 _PASSING = {408, 425, 429}
@@ -84,12 +84,12 @@ class Endpoint:
         """The endpoint in DLLM_RL_<ROLE>_URL and DLLM_RL_<ROLE>_MODEL, with the key in DLLM_RL_<ROLE>_KEY if set.
 
         Raises:
-            RecipeError: one of the first two is not set.
+            MissingSettingError: one of the first two is not set.
         """
         names = {part: f"DLLM_RL_{role.upper()}_{part}" for part in ("URL", "MODEL", "KEY")}
         for part in ("URL", "MODEL"):
             if not os.environ.get(names[part]):
-                raise RecipeError(
+                raise MissingSettingError(
                     f"{names[part]} is not set; expected the {role}'s "
                     f"{'address, like http://localhost:8000/v1' if part == 'URL' else 'name on its server'}"
                 )

@@ -25,7 +25,7 @@ GroupContext = Callable[[bool], AbstractContextManager[object]]
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Views scored in one forward. An empty group only keeps processes in step: it scores a view with weight zero."""
+    """Views scored in one forward. Padding only keeps processes in step: it scores one view, or none, for nothing."""
 
     view: Tensor
     padding: bool = False
@@ -44,7 +44,8 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
         raise ValueError(f"views_per_forward is {size}; expected at least 1")
     groups = [Group(view) for view in torch.split(torch.arange(num_views), size)]
     missing = max(0, (num_groups or 0) - len(groups))
-    return groups + [Group(torch.zeros(1, dtype=torch.int64), padding=True)] * missing
+    any_view = torch.arange(min(1, num_views))
+    return groups + [Group(any_view, padding=True)] * missing
 
 
 def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
@@ -54,7 +55,8 @@ def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
         assert isinstance(denoiser, SchedulingDenoiser)
         means = denoiser.schedule_at(views.features)
         return Scores(means.new_zeros(views.canvas.shape), view, schedule=means)
-    scores = score_views(denoiser, batch.sequences, views, views_per_forward=len(views), transform=batch.transform)
+    size = max(1, len(views))
+    scores = score_views(denoiser, batch.sequences, views, views_per_forward=size, transform=batch.transform)
     return Scores(scores.logp, view, scores.plan)
 
 
@@ -155,7 +157,7 @@ def _scores_first(
     algorithm: Algorithm, batch: Batch, denoiser: Denoiser, frozen: Denoiser, groups: list[Group]
 ) -> Iterator[Part]:
     """For any loss: coefficients from a pass without gradient, then one group at a time."""
-    size = max(len(group.view) for group in groups)
+    size = max(1, *(len(group.view) for group in groups))
     scores = score_all(frozen, batch, size)
     numbers = [part.requires_grad_() for part in _numbers(scores)]
     loss = algorithm.loss(batch, scores)

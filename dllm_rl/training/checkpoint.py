@@ -73,9 +73,15 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
             )
         set_peft_model_state_dict(network, found)
         return
-    loaded = load_model(folder, dtype=str(network.dtype).removeprefix("torch."))
+    loaded = load_model(folder, dtype=str(network.dtype).removeprefix("torch.")).network.state_dict()
+    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if wrong := sorted({*wanted.items()} ^ {(name, tensor.shape) for name, tensor in loaded.items()}):
+        raise CheckpointError(
+            f"{folder}: the weights do not fit the recipe's model: {len(wrong)} are in one and not in the other, such "
+            f"as {wrong[0][0]}; resume with the recipe it was made with"
+        )
     with torch.no_grad():
-        network.load_state_dict(loaded.network.state_dict(), strict=True)
+        network.load_state_dict(loaded, strict=True)
 
 
 def is_disk_full(error: BaseException | None) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
 from dllm_rl.algorithms.base import Algorithm, Trained
@@ -18,18 +19,25 @@ def freeze(network: nn.Module, algorithm: Algorithm) -> None:
     """Make only what the algorithm learns trainable, of what was.
 
     Raises:
-        RecipeError: the model lacks the head that the algorithm needs, or nothing is left to train.
+        RecipeError: the model lacks the head that the algorithm needs, the head cannot learn, or nothing is left to
+            train.
     """
     found = head_of(network)
     name = getattr(algorithm, "type", type(algorithm).__name__)
     if algorithm.head is not None and found != algorithm.head:
         raise RecipeError(
-            f"model.head: {name} trains a {algorithm.head} and the model has {found or 'none'}; add model.head: "
-            f"{{type: {algorithm.head}}}, or start from a model that has one"
+            f"model.head: {name} trains a {algorithm.head} head and the model has {found or 'none'}; set "
+            f"model.head={{type: {algorithm.head}}}, or start from a model that has one"
         )
     learned: Trained = algorithm.learns if algorithm.head is not None else "network"
     for parameter in idle_parameters(network, learned):
         parameter.requires_grad_(False)
+    head = [parameter.requires_grad for name, parameter in network.named_parameters() if is_head_parameter(name)]
+    if algorithm.head is not None and learned != "network" and not any(head):
+        raise RecipeError(
+            f"model.adapter: {name} trains a {found}, and the adapter was made without one, so it has no place to keep "
+            "what that learns; make the adapter with the head (model.lora and model.head together)"
+        )
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise RecipeError(f"{name} leaves nothing of this model to train; check model.lora and model.adapter")
 
@@ -47,8 +55,11 @@ def idle_parameters(network: nn.Module, trained: Trained) -> list[nn.Parameter]:
 
 
 def zero_share(parameters: Iterable[nn.Parameter]) -> torch.Tensor | None:
-    """Zero, with a gradient of zero for every parameter: data-parallel wrappers wait for a gradient of each."""
-    sums = [parameter.sum() for parameter in parameters]
+    """Zero, with a gradient of zero for every parameter: data-parallel wrappers wait for a gradient of each.
+
+    None where there are none that are whole on every process: nobody waits for those that FSDP has spread.
+    """
+    sums = [parameter.sum() for parameter in parameters if not isinstance(parameter.data, DTensor)]
     return 0.0 * torch.stack([each.double() for each in sums]).sum() if sums else None
 
 

@@ -29,9 +29,9 @@ def with_traces(rows: Sequence[PromptRow], settings: HintSettings, tokenizer: An
     kept, unstripped = [], 0
     for row in rows:
         place = f"{source}, prompt {row.as_text()[-60:]!r}"
-        answer = _answer(row, settings, place)
+        answer, text = _answer(row, settings, place), _text(row, settings.reference_column, place)
         try:
-            trace = strip_answer(_text(row, settings.reference_column, place), answer, tokenizer)
+            trace = strip_answer(text, answer, tokenizer)
         except DataError as error:
             raise DataError(f"{place}: {error}") from error
         if not trace.held_answer:

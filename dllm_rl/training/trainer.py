@@ -73,6 +73,7 @@ class DiffusionTrainer(Trainer):
         self._window: Window | None = None
         self._reports: dict[str, Report] = {}
         self.add_callback(LeaveIdle(model.network, algorithm))
+        self._idle()  # what cannot be is refused before anything is sampled
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimiser of the arguments, with parameter groups of its own for a policy head."""

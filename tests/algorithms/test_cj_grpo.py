@@ -178,6 +178,7 @@ def test_expected_gradient_is_that_of_the_expected_reward(baseline: str, share: 
     torch.testing.assert_close(found, share * expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_papers_reduction_is_another_direction() -> None:
     """What weighs steps alike whatever they wrote does not follow the expected reward; by how much is printed."""
     toy = Toy("rl", length=3, steps=2, temperature=0.7)  # two tokens, then one

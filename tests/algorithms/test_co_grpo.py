@@ -23,8 +23,8 @@ from dllm_rl.diffusion.ledger import gaussian_logp
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import RecipeError
 from dllm_rl.models.policy_head import attach_head
-from dllm_rl.samplers.features import FEATURES
 from dllm_rl.samplers.generate import generate
+from dllm_rl.samplers.names import FEATURES
 from dllm_rl.training.backward import score_all, score_group
 from tests.algorithms.cases import MASK
 from tests.samplers.schedules import Scheduling, drifting

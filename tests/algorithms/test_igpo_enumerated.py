@@ -59,7 +59,7 @@ class Toy:
     def score(self, row: Row, share: float) -> Tensor:
         """s(y): mean log-probability of the kept tokens on the fully hidden view."""
         logp = self.logits((MASK,) * LENGTH).log_softmax(-1)
-        entropy = -(logp.exp() * logp).sum(-1)
+        entropy = -(logp.exp() * logp).sum(-1).detach()
         hints = sorted((i for i in range(LENGTH) if row[1][i]), key=lambda i: -float(entropy[i]))
         kept = [i for i in range(LENGTH) if not row[1][i]] + hints[: max(1, int(share * len(hints)))]
         return sum(logp[i, row[0][i]] for i in kept) / len(kept)  # type: ignore[return-value]

@@ -11,7 +11,7 @@ from operator import add
 import pytest
 import torch
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, MDPO, SFT, VRPO, Algorithm, Batch, DiffuGRPO, Scores
 from dllm_rl.objectives.reduce import Report
 from dllm_rl.training.backward import backward, view_groups
 from tests.algorithms.cases import ALGORITHMS, ELBO, make_batch, make_scores, of_views
@@ -97,6 +97,16 @@ def test_a_sequences_weight_is_the_ratio_of_its_likelihoods(algorithm: Algorithm
         weights.append(math.exp(float(change)))
     found = values(algorithm.diagnose(batch, scores))["policy/ess_sequence"]
     assert found == pytest.approx(sum(weights) ** 2 / (4 * sum(w * w for w in weights)))
+
+
+def test_the_weight_of_mdpos_predictions_counts_every_token_once() -> None:
+    """Not by the confidence that it has in the loss: a ratio of probabilities is of all tokens."""
+    algorithm = MDPO()
+    batch = make_batch(algorithm)
+    scores = make_scores(batch)
+    weights = [math.exp(float(d.detach().sum())) for d in (scores.logp - batch.behaviour_logp) * batch.views.scored]
+    found = values(algorithm.diagnose(batch, scores))["policy/ess_sequence"]
+    assert found == pytest.approx(sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights)))
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ class Planned(Tabular):
     def plan(self, canvas: Tensor, attend: Tensor | None = None) -> Tensor:
         return self.planner.logits(canvas, attend)[..., 0]
 
-    def plan_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def plan_at(
+        self, canvas: Tensor, where: Tensor, attend: Tensor | None = None, *, open: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         return self.logits_at(canvas, where, attend), self.plan(canvas, attend)[where]
 
     def score(

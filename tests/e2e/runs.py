@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dllm_rl.samplers.features import FEATURES
+from dllm_rl.samplers.names import FEATURES
 from dllm_rl.toys.model import tiny_llada
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from dllm_rl.models.policy_head import is_head_parameter
-from dllm_rl.samplers.features import FEATURES
+from dllm_rl.samplers.names import FEATURES
 from tests.e2e.runs import PYTHON, launch, metrics, recipe, run, workshop, write
 
 HEAD = {"type": "schedule", "features": len(FEATURES), "actions": 2}

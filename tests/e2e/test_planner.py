@@ -84,3 +84,24 @@ def test_from_a_teacher_to_a_planner_that_decodes(lora: dict[str, Any] | None, t
     )
     assert judged.returncode == 0, judged.stderr[-3000:]
     assert "arithmetic" in judged.stdout
+
+
+def test_processes_that_share_weights_may_differ_in_how_many_steps_a_planner_takes(tmp_path: Path) -> None:
+    """Under ZeRO-3 every forward gathers the planner's weights too, and rollouts end when they end."""
+    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
+    folder = runs.workshop(tmp_path)
+    never = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True} | {f"stage3_{name}": 0 for name in never}
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    settings = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(automatic, "auto")}
+    (folder / "spread.json").write_text(json.dumps(settings))  # weights as few as these would stay gathered
+    tree = runs.recipe(folder, {"type": "dultra"}, "spread", max_steps=3, per_device_train_batch_size=2)
+    tree["model"]["head"]["initial_logit"] = 0.0
+    tree["rollout"] |= {"num_generations": 2, "gen_length": 16, "block_length": 16}
+    path = runs.write(folder, tree)
+    launcher = ["--use_deepspeed", "--deepspeed_config_file", str(folder / "spread.json"), "--num_processes", "2"]
+    done = runs.launch(path, launcher=[*launcher, "--num_machines", "1", "--dynamo_backend", "no"])
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone = runs.launch(path, f"output={folder / 'one'}", "train.per_device_train_batch_size=4")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert runs.distance(runs.weights(folder / "one"), runs.weights(folder / "spread")) <= 1e-5

@@ -47,6 +47,18 @@ def test_folders_and_files(tmp_path: Path) -> None:
     assert all(line == line.rstrip() for line in shown.split("\n"))
 
 
+def test_two_tasks_do_not_compare_whatever_is_forced() -> None:
+    with pytest.raises(DataError, match="^gsm8k and sudoku are two tasks"):
+        compare_results("sudoku", result(1, 0), result(1, 0, task="sudoku"), force=True)
+
+
+def test_a_run_is_no_evaluation_but_holds_some(tmp_path: Path) -> None:
+    for update in ("000000", "000100"):
+        (tmp_path / f"run/eval/update-{update}").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"run is a run, .* such as .*run/eval/update-000100$"):
+        compare_runs(tmp_path / "run/eval/update-000000", tmp_path / "run")
+
+
 def test_what_does_not_compare(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"temperature is 0.0 there, 1.0 here"):
         compare_results("gsm8k", result(1), result(1, temperature=1.0))

@@ -170,6 +170,8 @@ def test_scoring_a_file(tmp_path: Path) -> None:
     rows, file = tmp_path / "rows.jsonl", tmp_path / "written.jsonl"
     rows.write_text('{"question": "?", "answer": "#### 1"}\n{"question": "?", "answer": "#### 2"}\n')
     file.write_text('{"index": 1, "completion": "<answer>2</answer>"}\n\n{"index": 0, "completion": "1"}\n')
+    with pytest.raises(DataError, match="none.jsonl"):
+        score_file("gsm8k", tmp_path / "none.jsonl", "/no/rows.jsonl")
     result = score_file("gsm8k", file, str(rows))
     assert result.scores == [1.0, 0.0]
     assert [record.index for record in result.records] == [1, 0]

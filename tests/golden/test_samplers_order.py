@@ -108,6 +108,7 @@ def agrees(case: dict, out: Trajectory) -> bool:
     return published(case) == made_by(out) and out.nfe == [case["forwards"]]
 
 
+@pytest.mark.slow
 def test_tokens_order_and_cost_are_those_of_the_published_samplers(rollouts):
     compared = [pair for pair in rollouts if reason_to_leave_out(pair[0]) is None]
     assert [(case["algo"], case["prompt"], case["settings"]) for case, out in compared if not agrees(case, out)] == []
@@ -196,6 +197,7 @@ def of_prediction(case: dict) -> Confidence:
     return confidence
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", LEFT_OUT)
 def test_what_is_left_out_has_the_reason_named(golden, model, rollouts, reason):
     """The same rule is theirs with the error and ours without it, on every case left out."""

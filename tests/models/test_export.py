@@ -71,6 +71,15 @@ def test_what_has_no_published_name_is_refused(base: Path, tmp_path: Path) -> No
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2}], ids=["full", "lora"])
+@pytest.mark.parametrize("head", [{"type": "planner"}, {"type": "schedule", "features": 3, "actions": 1}])
+def test_a_head_that_the_published_code_would_leave_out_is_refused(lora, head, base: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    load_model(base, head=head, lora=lora).save(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=f"decodes with a {head['type']} head, which the published") as error:
+        export_official(tmp_path / "run", tmp_path / "exported")
+    assert "\n" not in str(error.value) and not (tmp_path / "exported").exists()
+
+
 def test_an_export_does_not_overwrite(base: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     with pytest.raises(CheckpointError, match="exists"):

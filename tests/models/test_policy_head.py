@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
 
+from dllm_rl.diffusion.ledger import forced_coins_logp
+from dllm_rl.diffusion.likelihood import score_views
+from dllm_rl.diffusion.replay import replay
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import CheckpointError, ModelContractError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.models.policy_head import attach_head, head_of, is_head_parameter
+from dllm_rl.samplers.generate import generate
 from dllm_rl.toys import families
 from dllm_rl.toys.model import tiny_llada
 
@@ -129,6 +134,20 @@ def test_each_row_can_have_its_own_temperature_and_guidance() -> None:
     torch.testing.assert_close(got.logp, expected.float(), atol=1e-5, rtol=1e-5)
 
 
+def test_a_rollout_that_records_its_predictions_asks_the_planner_what_any_other_does(base) -> None:
+    """All that is hidden is asked about, and the planner is told that the block alone is open."""
+    model = shaken(load_model(base, head=PLANNER))
+    way = {"sampler": "planner", "gen_length": 6, "block_length": 3, "temperature": 1.0}
+    plain, recorded = (generate(model, [[7, 8], [9]] * 3, record_predictions=r, **way) for r in (False, True))
+    assert recorded.completions == plain.completions and recorded.nfe == plain.nfe
+    torch.testing.assert_close(recorded.selection_logp, plain.selection_logp, rtol=0, atol=1e-5)
+    found = replay(recorded, recorded.sequences())
+    views = replace(found.views, open=found.open)
+    plan = score_views(model, recorded.sequences(), views, views_per_forward=50, transform=recorded.transform).plan
+    logp = forced_coins_logp(plan.double(), views.scored, views.open)
+    torch.testing.assert_close(logp, found.selection_logp, rtol=0, atol=1e-5)
+
+
 def test_a_new_schedule_changes_nothing_and_the_network_is_not_run(base) -> None:
     model = load_model(base, head=SCHEDULE)
     features = torch.randn(5, 3)
@@ -198,6 +217,15 @@ def test_a_head_that_was_saved_is_kept_and_another_kind_is_refused(base, tmp_pat
     assert torch.equal(kept.network.planner.out.bias, model.network.planner.out.bias)
     with pytest.raises(CheckpointError, match="has a planner head and"):
         load_model(tmp_path / "saved", head=SCHEDULE)
+
+
+def test_a_schedule_of_another_size_is_refused(base, tmp_path) -> None:
+    load_model(base, head=SCHEDULE).save(tmp_path / "saved")
+    assert load_model(tmp_path / "saved", head={**SCHEDULE, "width": 9}).network.schedule.layers[0].out_features == 8
+    with pytest.raises(CheckpointError, match="schedule head has 2 actions and 3 are asked for"):
+        load_model(tmp_path / "saved", head={**SCHEDULE, "actions": 3})
+    with pytest.raises(CheckpointError, match="schedule head has 3 features and 4 are asked for"):
+        load_model(tmp_path / "saved", head={**SCHEDULE, "features": 4})
 
 
 def test_what_cannot_be_is_refused_in_one_line(base, tmp_path) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from dllm_rl.errors import DllmRlError
+from dllm_rl.errors import DllmRlError, RecipeError
 from dllm_rl.recipe.check import check
 from dllm_rl.recipe.gold import gold_forms
 from dllm_rl.recipe.load import load_recipe
+from dllm_rl.rollouts.rewards import load_reward
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,6 +88,25 @@ def test_rows_without_an_answer_and_data_out_of_reach_are_told(tmp_path: Path) -
     )
 
 
+@pytest.mark.parametrize("key", ["reference_column", "answer_column"])
+def test_columns_that_hints_need_are_looked_for(tmp_path: Path, key: str) -> None:
+    columns = {"reference_column": "answer", "answer_column": "answer"}
+    igpo = f"algorithm={{type: igpo, hints: {json.dumps(columns)}}}"
+    assert _check(tmp_path, igpo)
+    with pytest.raises(DllmRlError, match=rf"^algorithm\.hints\.{key}: 'trace' is no column of .*prompt, answer"):
+        _check(tmp_path, igpo, f"algorithm.hints.{key}=trace")
+
+
+def test_a_model_that_is_looked_for_elsewhere_is_told(tmp_path: Path) -> None:
+    first, *_ = _check(tmp_path, "model.path=runs/planner")
+    assert first == "model: runs/planner is no folder here, so it is looked for on the hub"
+
+
+def test_options_of_samplers_are_tried(tmp_path: Path) -> None:
+    with pytest.raises(DllmRlError, match=r"^rollout\.options: sampler 'rl' has no option 'sigma'"):
+        _check(tmp_path, "rollout.options={sigma: 1}")
+
+
 def test_shaping_is_tried_too(tmp_path: Path) -> None:
     shaped = "reward={{functions: [rewards/{}], speed_exponent: 1}}".format
     right = shaped("arithmetic.py:correctness")
@@ -110,3 +130,28 @@ def test_shaping_is_tried_too(tmp_path: Path) -> None:
 def test_what_is_missing_is_named(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(DllmRlError, match=message):
         _check(tmp_path, override)
+
+
+def test_a_server_that_is_not_named_is_told_and_stops_a_run_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DLLM_RL_TEACHER_URL", raising=False)
+    (tmp_path / "teacher.py").write_text((ROOT / "rewards/teacher.py").read_text())
+    _, *lines = _check(tmp_path, f"reward={tmp_path / 'teacher.py'}:log_likelihood")
+    assert lines == [
+        f"reward: not tried, and a run would stop here: {tmp_path / 'teacher.py'}: DLLM_RL_TEACHER_URL is not set; "
+        "expected the teacher's address, like http://localhost:8000/v1"
+    ]
+    with pytest.raises(RecipeError, match="teacher.py: DLLM_RL_TEACHER_URL is not set"):
+        load_reward(f"{tmp_path / 'teacher.py'}:log_likelihood")
+
+
+@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_passes(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DLLM_RL_TEACHER_URL", raising=False)
+    found = load_recipe(recipe, [])
+    lines = list(check(found, recipe.parent))
+    assert not found.reward or any(line.startswith("reward: ") for line in lines)
+    assert all("\n" not in line for line in lines)
+    if found.eval is not None:
+        assert lines[-1].startswith("eval: "), "to the end"

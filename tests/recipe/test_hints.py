@@ -37,6 +37,14 @@ def recipe(path: str = "rows.jsonl", hints: dict[str, Any] | None = None, **sect
             recipe(reward={"functions": ["a.py:x", "a.py:y"]}),
             "algorithm.hints.correct_reward is not given; expected one of a.py:x, a.py:y",
         ),
+        (
+            recipe(reward={"functions": ["a.py:x"], "speed_exponent": 0.5}),
+            "reward.speed_exponent: hinted completions of igpo need fewer forwards, so they would be paid",
+        ),
+        (
+            recipe(reward={"functions": ["a.py:x"], "normalization": "per_function"}),
+            "reward.normalization: igpo judges more than one completion per rollout",
+        ),
         (recipe(hints={"correct_reward": "a.py:z"}), "correct_reward is 'a.py:z'; expected one of a.py:x"),
         (recipe(hints={"replaced_share": 0.2}), "replaced_share is 0.2 of 4 generations, less than one completion"),
         (recipe(hints={"reference_colum": "x"}), "Did you mean reference_column?"),

@@ -98,7 +98,7 @@ def test_a_mistake_takes_one_line_that_says_where_and_what_to_do(override: str, 
         ("max_steps", "expected key.path=value"),
         ("=3", "expected key.path=value"),
         ("train..x=3", "expected key.path=value"),
-        ("model.path.x=1", "model.path is 'some/model', which has no keys"),
+        ("model.path.x=1", "model.path is 'some/model', which has no keys; give the whole of it, as model.path={"),
         ("output=[", "not valid YAML"),
     ],
 )
@@ -196,6 +196,9 @@ def test_a_foreign_file_is_told_in_one_line(tmp_path: Path, text: str, message: 
 
 def test_a_missing_file_and_a_binary_file(tmp_path: Path) -> None:
     assert refusal(tmp_path / "no.yaml").endswith("no.yaml: no such file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/recipe.json").write_text("{}")
+    assert refusal(tmp_path / "run").endswith(f"run: a folder of a run; its recipe is {tmp_path / 'run/recipe.json'}")
     binary = tmp_path / "x.yaml"
     binary.write_bytes(b"---\n\xff\xfe")
     assert "not text in UTF-8" in refusal(binary)

@@ -56,12 +56,14 @@ def test_every_method_is_run() -> None:
 ROWS = re.findall(r"^\| `([^|]+)` \|.*?\| ([^|]*) \| [^|]*\|$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_the_page_lists_exactly_what_runs_log(logged: dict[str, set[str]]) -> None:
     listed = [name for names, _ in ROWS for name in names.split("`, `")]
     assert len(listed) == len(set(listed))
     assert set(listed) == set.union(*logged.values())
 
 
+@pytest.mark.slow
 def test_every_method_that_samples_logs_what_the_page_says_of_rollouts(logged: dict[str, set[str]]) -> None:
     shared = {name for name, methods in ROWS if methods.startswith("rollouts")}
     assert len(shared) > 10

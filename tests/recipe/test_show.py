@@ -30,5 +30,6 @@ def test_what_is_shown_reads_back_to_the_same_recipe(tmp_path: Path, name: str, 
 def test_every_value_is_shown_with_its_sentence() -> None:
     text = as_yaml(load_recipe(RECIPE))
     assert text.startswith("---\n")
+    assert "\nalgorithm:\n  type: diffu_grpo\n" in text and "  corruption:\n    type: fixed_count\n" in text
     assert "  # Completions per prompt: the group whose rewards are compared.\n  num_generations: 8\n" in text
     assert "  # Tokens of a completion.\n  gen_length: 256\n" in text

@@ -159,7 +159,7 @@ def test_the_shipped_reward_is_the_judge_of_the_environment(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "judge.py").write_text((shipped_root() / "rewards/judge.py").read_text())
-    with pytest.raises(RecipeError, match="cannot be imported: RecipeError: DLLM_RL_JUDGE_URL is not set"):
+    with pytest.raises(RecipeError, match="judge.py: DLLM_RL_JUDGE_URL is not set"):
         RewardPanel.load([f"{tmp_path}/judge.py:verdict"])
     monkeypatch.setenv("DLLM_RL_JUDGE_URL", server.url)
     monkeypatch.setenv("DLLM_RL_JUDGE_MODEL", "m")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from dllm_rl.errors import RecipeError, RewardError
-from dllm_rl.rollouts.rewards import RewardFunction, RewardPanel, check_rewards, load_reward
+from dllm_rl.rollouts.rewards import JUDGED, RewardFunction, RewardPanel, check_rewards, load_reward
 from dllm_rl.shipped import import_file, locate, shipped_root
 
 PROMPTS = ["one?", "two?", "three?"]
@@ -151,6 +151,16 @@ def test_a_signature_without_columns_is_explained() -> None:
 
     with pytest.raises(RewardError, match="wants_more: missing a required argument: 'gold'"):
         judge(wants_more)
+    panel = RewardPanel([narrow_facts])
+    panel.refuse_signatures([*JUDGED, "gold"])
+    with pytest.raises(RewardError, match="narrow_facts: missing a required argument: 'gold'.*keywords prompts, compl"):
+        panel.refuse_signatures(JUDGED)
+    with pytest.raises(RewardError, match="a_gate: missing a required argument: 'gold'"):
+        RewardPanel([returning([1.0])], gates=[RewardFunction("a_gate", wants_more)]).refuse_signatures(JUDGED)
+
+
+def narrow_facts(prompts: Any, completions: Any, completion_ids: Any, gold: Any, *, forwards: Any) -> list[float]:
+    return [0.0]
 
 
 def test_hanging_functions_become_errors_that_say_where() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dllm_rl.samplers.features import FEATURES
+from dllm_rl.samplers.names import FEATURES
 from tests.samplers.oracle import Table
 
 

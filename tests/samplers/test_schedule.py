@@ -13,8 +13,8 @@ from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import ModelContractError, RecipeError
 from dllm_rl.models.policy_head import attach_head
 from dllm_rl.samplers.canvas import Canvas, blank_canvas
-from dllm_rl.samplers.features import FEATURES
 from dllm_rl.samplers.generate import generate, rollout
+from dllm_rl.samplers.names import FEATURES
 from dllm_rl.samplers.presets import make_sampler
 from dllm_rl.samplers.presets.request import Request
 from dllm_rl.samplers.schedule import ByThreshold, softened

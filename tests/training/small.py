@@ -37,7 +37,9 @@ class SmallDenoiser(nn.Module):
     def logits_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> Tensor:
         return self._logits(canvas, attend)[where]
 
-    def plan_at(self, canvas: Tensor, where: Tensor, attend: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def plan_at(
+        self, canvas: Tensor, where: Tensor, attend: Tensor | None = None, *, open: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """The planner's logit is one of the tokens'."""
         logits = self._logits(canvas, attend)[where]
         return logits, logits[:, 1]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
 
 from dllm_rl.algorithms import Algorithm, Batch
+from dllm_rl.models.policy_head import attach_head
+from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import backward, score_all, score_group, view_groups
 from tests.algorithms.cases import ALGORITHMS, make_batch
 from tests.training.small import SmallDenoiser
@@ -104,6 +107,37 @@ def test_score_all_is_score_group_by_group_without_gradient(name: str) -> None:
     got = score_all(denoiser, batch, 5).logp
     assert not got.requires_grad
     torch.testing.assert_close(got, everything.detach())
+
+
+@pytest.mark.parametrize("name", ["cj_grpo_sequence_ratios", "mdpo", "dultra"])
+@pytest.mark.parametrize("most", [0, 2], ids=["alone", "beside_others"])
+def test_a_micro_batch_without_a_view_makes_the_forwards_of_the_others_and_learns_nothing(name: str, most: int) -> None:
+    """On a real network, which cannot be run on no row. Data-parallel wrappers wait for a gradient of every weight."""
+    algorithm, model = ALGORITHMS[name], tiny_llada(layers=1)
+    if algorithm.head is not None:
+        attach_head(model.network, {"type": algorithm.head})
+    nothing, batch = torch.zeros(0, dtype=torch.int64), make_batch(algorithm)
+    known = {name: getattr(batch, name) for name in ("behaviour_logp", "reference_logp", "selection_logp")}
+    batch = replace(
+        batch,
+        views=batch.views.select(nothing),
+        transform=None,
+        **{name: value[nothing] for name, value in known.items() if value is not None},
+    )
+    forwards: list[int] = []
+    model.network.register_forward_pre_hook(lambda *_: forwards.append(int(torch.is_grad_enabled())))
+    losses = backward(
+        algorithm,
+        batch,
+        model,
+        model,
+        groups=view_groups(0, 4, most),
+        scale=1.0,
+        group_context=lambda last: nullcontext(),
+        back_propagate=lambda objective: objective.backward(),
+    )
+    assert sum(forwards) == max(1, most) and float(sum(loss.total for loss in losses)) == 0.0
+    assert all(p.grad is not None and not p.grad.any() for p in model.network.parameters())
 
 
 def test_view_groups_cover_every_view_once() -> None:

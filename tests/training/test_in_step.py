@@ -16,49 +16,88 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = '''
 import datetime, sys, torch
 from torch import distributed
+from dllm_rl.diffusion.transform import Transform
+from dllm_rl.models.policy_head import attach_head
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.in_step import in_step
 
-rank, forwards, store = int(sys.argv[1]), [int(n) for n in sys.argv[2].split(",")], sys.argv[3]
+rank, blocks, store = int(sys.argv[1]), sys.argv[2].split(","), sys.argv[3]
 distributed.init_process_group(
     "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=40)
 )
 torch.set_num_threads(1)
 model, gathers = tiny_llada(hidden=16, mlp=16, layers=1), []
+head = {"planner": {"type": "planner"}, "schedule": {"type": "schedule", "features": 3, "actions": 1}}.get(sys.argv[4])
+if head is not None:
+    attach_head(model.network, head)
 
-def gather(module, inputs):
-    """Stands for the weights of a layer, gathered from all processes: everyone must come."""
-    part = torch.tensor([1.0 + rank])
-    distributed.all_reduce(part)
-    gathers.append(float(part))
+def gather(part):
+    """Stands for the weights of a module, gathered from all processes: everyone must come to the same one."""
+    def hook(module, *inputs):
+        mine = torch.tensor([1.0 + rank, part, part**2])
+        distributed.all_reduce(mine)
+        gathers.append((part, *mine.tolist()))
+    return hook
 
-model.network.model.layers[0].register_forward_pre_hook(gather)
+model.network.model.layers[0].register_forward_pre_hook(gather(1))
+for name, part in (("planner", 2), ("schedule", 3)):
+    if hasattr(model.network, name):
+        getattr(model.network, name).register_forward_pre_hook(gather(part))
+
 tokens = torch.tensor([[1, 2]])
-for count in forwards:  # one block after the other, as windows follow each other
-    with in_step(model, spread=True):
-        for _ in range(count):
-            model.logits_at(tokens, torch.ones_like(tokens, dtype=torch.bool))
+everywhere = torch.ones_like(tokens, dtype=torch.bool)
+
+def network():
+    model.logits_at(tokens, everywhere)
+
+def guided():
+    model.score(tokens, tokens, everywhere, transform=Transform(cfg_scale=1.0), prompt=~everywhere)
+
+def planned():
+    model.plan_at(tokens, everywhere)
+
+def scheduled():
+    model.schedule_at(torch.zeros(2, 3))
+
+kinds = {"n": network, "g": guided, "p": planned, "s": scheduled}
+for block in blocks:  # one block after the other, as windows follow each other
+    with torch.no_grad(), in_step(model, spread=True):
+        for kind in block:
+            kinds[kind]()
     distributed.barrier()
-print(len(gathers), set(gathers), len(model.network._forward_pre_hooks))
+agreed = all((total, first, second) == (3.0, 2.0 * part, 2.0 * part**2) for part, total, first, second in gathers)
+print("".join(str(part) for part, *_ in gathers) or "-", agreed, len(model.network._forward_pre_hooks))
 distributed.destroy_process_group()
 '''
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("first", "second", "most"), [("3,0,2", "0,4,2", 9), ("0,0", "0,0", 0)])
-def test_everyone_makes_as_many_forwards_as_the_busiest(tmp_path: Path, first: str, second: str, most: int) -> None:
+@pytest.mark.parametrize(
+    ("first", "second", "head", "gathered"),
+    [
+        ("nnn,,nn", ",nnnn,nn", "none", "1" * 9),
+        (",", ",", "none", "-"),
+        ("g,n", "ggg,", "none", "11" * 3 + "1"),
+        ("p,ppp", "pp,", "planner", "12" * 5),
+        ("ns,", "nsnsns,ns", "schedule", "13" * 4),
+    ],
+)
+def test_everyone_makes_the_forwards_of_the_busiest(
+    tmp_path: Path, first: str, second: str, head: str, gathered: str
+) -> None:
+    """As many, and of the same kind: a planner's weights, or a schedule's, are gathered from all as well."""
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py")]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), counts, str(tmp_path / "store")], stdout=subprocess.PIPE, text=True, cwd=ROOT
+            [*command, str(rank), blocks, str(tmp_path / "store"), head], stdout=subprocess.PIPE, text=True, cwd=ROOT
         )
-        for rank, counts in enumerate((first, second))
+        for rank, blocks in enumerate((first, second))
     ]
     for rank in ranks:
         out, _ = rank.communicate(timeout=120)
         assert rank.returncode == 0
-        assert out.split() == [str(most), *("{3.0}" if most else "set()").split(), "0"], out
+        assert out.split() == [gathered, "True", "0"], out
 
 
 def test_with_whole_weights_nothing_is_waited_for(tiny: DiffusionModel) -> None:

@@ -103,6 +103,9 @@ def test_failed_groups_alone_are_rolled_out_again_and_every_completion_is_judged
         assert Counter(map(tuple, (learned[s] for s in replaced))) <= Counter(map(tuple, found))
         wrote += len(replaced)
     assert wrote >= 2
+    assert [s.completion for s in harvest.samples] == [decode(ids) for ids in learned], (
+        "what is shown is what is learned"
+    )
     assert torch.equal(material.keys, keys), "slots keep their keys"
     _check_metrics(harvest.metrics, right, failed, wrote, second, hints, judge)
 

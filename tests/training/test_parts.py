@@ -9,19 +9,23 @@ from typing import ClassVar, Literal
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
-from dllm_rl.algorithms import SFT, Algorithm, Batch, Scores
+from dllm_rl.algorithms import SFT, Algorithm, Batch, CoGRPO, DUltra, Scores
 from dllm_rl.algorithms.base import Loss, Material, Trained
 from dllm_rl.diffusion.ledger import forced_coins_logp
 from dllm_rl.diffusion.views import Views
-from dllm_rl.errors import RecipeError
+from dllm_rl.errors import CheckpointError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.models.load import load_model
 from dllm_rl.models.lora import add_lora
 from dllm_rl.models.policy_head import attach_head, is_head_parameter
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import backward, score_all, score_group, view_groups
-from dllm_rl.training.parts import freeze, idle_parameters
+from dllm_rl.training.checkpoint import load_weights
+from dllm_rl.training.parts import freeze, idle_parameters, zero_share
 from tests.algorithms.cases import make_batch
 from tests.training.small import SmallDenoiser
 from tests.training.test_trainer import TEXTS, _trainer
@@ -55,7 +59,9 @@ class Toggling(Algorithm):
 class Imitating(Toggling):
     """Only the planner learns, ever."""
 
-    learns: ClassVar[Trained] = "head"
+    @property
+    def learns(self) -> Trained:
+        return "head"
 
     def trains(self, update: int) -> Trained:
         return self.learns
@@ -119,11 +125,81 @@ def test_a_head_of_its_own_learning_rate(tmp_path) -> None:
 
 
 def test_a_model_without_the_head_is_refused(tmp_path) -> None:
-    with pytest.raises(RecipeError, match=r"model.head: toggling trains a planner and the model has none"):
+    with pytest.raises(RecipeError, match=r"model.head: toggling trains a planner head and the model has none"):
         _trainer(tiny_llada(layers=1), Toggling(), TEXTS, tmp_path)
     network = tiny_llada(layers=1).network.requires_grad_(False)
     with pytest.raises(RecipeError, match="sft leaves nothing of this model to train"):
         freeze(network, SFT())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(
+    ("algorithm", "part"),
+    [
+        (DUltra(), "all"),
+        (DUltra(parameters="network"), "network"),
+        (DUltra(parameters="head"), "head"),
+        (CoGRPO(network_updates=0), "head"),
+        (CoGRPO(schedule_updates=0), "network"),
+    ],
+)
+def test_what_never_has_a_turn_is_frozen_so_that_no_update_leaves_anything_idle(lora, algorithm, part) -> None:
+    """An optimiser that steps over everything it was given, as DeepSpeed's, then serves it."""
+    head = {"type": "planner"} if algorithm.head == "planner" else {"type": "schedule", "features": 3, "actions": 1}
+    model = tiny_llada(layers=1)
+    attach_head(model.network, head)
+    model = DiffusionModel(add_lora(model.network, {"r": 2}), model.spec) if lora else model
+    before = {n for n, p in model.network.named_parameters() if p.requires_grad}
+    freeze(model.network, algorithm)
+    after = {n for n, p in model.network.named_parameters() if p.requires_grad}
+    assert after == {n for n in before if part in ("all", "head" if is_head_parameter(n) else "network")}
+    assert idle_parameters(model.network, algorithm.trains(3)) == []
+
+
+def test_a_head_that_the_adapter_has_no_place_for_is_refused(tmp_path) -> None:
+    """PEFT would freeze it, and save the adapter without it."""
+    tiny_llada(layers=1).save(tmp_path / "base")
+    load_model(tmp_path / "base", lora={"r": 2}).save(tmp_path / "adapter")
+    model = load_model(tmp_path / "adapter", head={"type": "planner"}, trainable=True)
+    freeze(model.network, DUltra(parameters="network"))
+    for algorithm in (DUltra(), DUltra(parameters="head")):
+        with pytest.raises(RecipeError, match=r"dultra trains a planner, and the adapter was made without one"):
+            freeze(model.network, algorithm)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_checkpoint_without_the_head_is_refused_in_one_line(lora, tmp_path) -> None:
+    plain, headed = tiny_llada(layers=1), planning(lora)
+    if lora:
+        plain = DiffusionModel(add_lora(plain.network, {"r": 2}), plain.spec, plain.tokenizer)
+    plain.save(tmp_path / "plain")
+    with torch.no_grad():
+        for parameter in headed.network.parameters():
+            parameter.add_(0.5)
+    headed.save(tmp_path / "headed")
+    for model, folder in ((headed, "plain"), (plain, "headed")):
+        with pytest.raises(CheckpointError, match="planner.*; resume with the recipe it was made with") as error:
+            load_weights(model, tmp_path / folder)
+        assert "\n" not in str(error.value)
+    fresh = planning(lora)
+    load_weights(fresh, tmp_path / "headed")
+    trained = [n for n, p in fresh.network.named_parameters() if p.requires_grad]
+    saved = dict(headed.network.named_parameters())
+    assert trained and all(torch.equal(p, saved[n]) for n, p in fresh.network.named_parameters() if n in trained)
+
+
+def test_weights_that_are_spread_are_not_waited_for(tmp_path) -> None:
+    """FSDP asks for no gradient of what a forward did not run, and a sum of parts is no number to add."""
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        spread = nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        assert zero_share([spread]) is None
+        whole = nn.Parameter(torch.ones(3))
+        (torch.tensor(2.0) + zero_share([spread, whole])).backward()
+        assert torch.equal(whole.grad, torch.zeros(3)) and spread.grad is None
+    finally:
+        distributed.destroy_process_group()
 
 
 class Scheduled(SmallDenoiser):

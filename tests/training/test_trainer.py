@@ -10,14 +10,14 @@ import pytest
 import torch
 from transformers import TrainingArguments
 
-from dllm_rl.algorithms import CJGRPO, SFT, VRPO, Algorithm, DiffuGRPO, Scores
+from dllm_rl.algorithms import CJGRPO, IGPO, SFT, VRPO, Algorithm, DiffuGRPO, Scores
 from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.replay import replay
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.samplers.generate import generate
 from dllm_rl.toys.model import tiny_llada
-from dllm_rl.training.backward import score_all, score_group
+from dllm_rl.training.backward import score_all, score_group, score_with_entropy
 from dllm_rl.training.data import Example
 from dllm_rl.training.source import ExampleSource, Harvest
 from dllm_rl.training.trainer import DiffusionTrainer
@@ -126,6 +126,27 @@ def test_recorded_behaviour_is_used_in_every_iteration_and_never_scored_again(
     trainer.train()
     first, second = (line["policy/ratio"] for line in trainer.state.log_history if "policy/ratio" in line)
     assert first == pytest.approx(1.0, abs=1e-5) and abs(second - 1) > 1e-3
+
+
+def test_what_the_entropies_leave_out_is_in_no_batch_and_old_scores_are_of_the_rest(
+    tiny: DiffusionModel, tmp_path: Path
+) -> None:
+    algorithm = IGPO(updates_per_rollout=2, kl_coefficient=0, entropy_share=0.5)
+    hints = [[50, 51, 52, None], [None, 60, None, 61], [None] * 4]
+    rollout = generate(tiny, [[40], [41], [42]], gen_length=4, steps=2, sampler="rl", fixed=hints)
+    material = Material(rollout.sequences(), rollout.keys, torch.tensor([1.0, -1.0, 0.5]).double(), rollout)
+    trainer = _trainer(tiny, algorithm, TEXTS, tmp_path)
+    for iteration in (0, 1):
+        batch = trainer._batch(material, iteration, 0, 1)
+        plain = algorithm.prepare(material, material.keys, tiny.spec.mask_id)
+        entropy = score_with_entropy(tiny, plain, 3).entropy
+        kept = algorithm.filtered(material, plain, entropy).views.scored
+        assert torch.equal(batch.views.scored, kept) and kept.sum() < plain.views.scored.sum()
+        if iteration == 0:
+            assert batch.behaviour_logp is None
+        else:
+            torch.testing.assert_close(batch.behaviour_logp, score_all(tiny, batch, 3).logp)
+            assert (batch.behaviour_logp[~kept] == 0).all()
 
 
 def test_reports_are_added_over_micro_batches_before_they_are_divided(tiny: DiffusionModel, tmp_path: Path) -> None:

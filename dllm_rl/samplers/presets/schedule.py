@@ -9,11 +9,12 @@ from dllm_rl.diffusion.denoiser import DiffusionSpec
 from dllm_rl.diffusion.transform import Transform
 from dllm_rl.errors import RecipeError
 from dllm_rl.samplers.loop import Sampler
+from dllm_rl.samplers.names import PARAMETERS
 from dllm_rl.samplers.presets.order import refuse_improbable
 from dllm_rl.samplers.presets.request import Request
 from dllm_rl.samplers.quota import Even
 from dllm_rl.samplers.random_rules import PlackettLuce, Steady
-from dllm_rl.samplers.schedule import PARAMETERS, ByShare, ByThreshold, Exploration, Schedule, learned_parameters
+from dllm_rl.samplers.schedule import ByShare, ByThreshold, Exploration, Schedule, learned_parameters
 from dllm_rl.samplers.score import MaxProbability
 from dllm_rl.samplers.select import Select, Threshold, TopK
 
