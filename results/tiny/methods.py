@@ -32,6 +32,8 @@ class Method:
     """What else it changes, by the task's name."""
     first: tuple[str, ...] = ()
     """Arguments of a Python process that makes what the run needs; the seed's override follows. Its time counts."""
+    note: str = ""
+    """What a reader of its line must know."""
 
 
 TASKS = (
@@ -51,6 +53,7 @@ METHODS = (
         ),
         by_task={"column_sum": ("train.learning_rate=1e-4",)},
         first=("-m", "results.tiny.pairs", "$recipe", "$folder/pairs.jsonl"),
+        note="learns from pairs of the starting model's own rollouts, best against worst of a group, drawn beforehand",
     ),
     Method("diffu_grpo", "diffu-GRPO"),
     Method("cj_grpo", "CJ-GRPO", ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",)),
@@ -70,20 +73,23 @@ METHODS = (
                 "answer_pattern: '(....)$$'}",
             ),
         },
+        note="writes groups that fail a second time, around hints; these rollouts come on top",
     ),
     Method(
         "co_grpo",
         "Co-GRPO",
         (
-            "algorithm={type: co_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",
+            "algorithm={type: co_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0, network_updates: 3, "
+            "schedule_updates: 1, schedule_reduction: sum}",
             "model.head={type: schedule, features: 15, actions: 1}",
-            "reward.speed_exponent=0.5",
+            "reward.speed_exponent=0.7",
             "rollout.sampler=schedule",
             "rollout.options={learned: commit, sigma: 0.6, sigma_end: 0.3, sigma_updates: 40}",
             "train.head_learning_rate=3e-2",
             "eval.sampler=schedule",
             "eval.options={learned: commit}",
         ),
+        note="three updates of the network, then one of the schedule; being slow costs reward (exponent 0.7)",
     ),
     Method(
         "dultra",
@@ -91,7 +97,7 @@ METHODS = (
         (
             "algorithm={type: dultra, baseline: leave_one_out}",
             "model.path=$folder/planner",
-            "reward.speed_exponent=0.6",
+            "reward.speed_exponent=0.5",
             "rollout.sampler=planner",
             "rollout.steps=null",
             "train.head_learning_rate=3e-4",
@@ -115,6 +121,8 @@ METHODS = (
             "eval.every=0",
             "output=$folder/planner",
         ),
+        note="its planner first imitates a threshold sampler on 6,400 completions that nobody judges, on top of the budget, "
+        "hence its line before; being slow costs reward (exponent 0.5)",
     ),
 )
 SEEDS = (0, 1, 2)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from results.tiny.ledger import Point, Run
-from results.tiny.methods import METHODS, TASKS, Method, Task
+from results.tiny.methods import METHODS, TASKS, Method
 
 HEAD = """\
 # The learning ledger
@@ -25,8 +25,10 @@ def page(runs: Sequence[Run]) -> str:
     parts = [HEAD]
     for task in TASKS:
         if mine := [run for run in runs if run.task == task.name]:
-            parts.append(f"## {task.title}\n\n{_budget(mine)}\n\n{_table(task, mine)}\n")
-    return "\n".join(parts)
+            parts.append(f"## {task.title}\n\n{_budget(mine)}\n\n{_table(mine)}\n")
+    there = {run.method for run in runs}
+    notes = [f"- {method.title} {method.note}.\n" for method in METHODS if method.note and method.name in there]
+    return "\n".join(parts + (["## Notes\n", "".join(notes)] if notes else []))
 
 
 def _budget(runs: Sequence[Run]) -> str:
@@ -39,7 +41,7 @@ def _budget(runs: Sequence[Run]) -> str:
     )
 
 
-def _table(task: Task, runs: Sequence[Run]) -> str:
+def _table(runs: Sequence[Run]) -> str:
     seeds = sorted({run.seed for run in runs})
     titles = [
         "method",
