@@ -121,8 +121,8 @@ METHODS = (
             "eval.every=0",
             "output=$folder/planner",
         ),
-        note="its planner first imitates a threshold sampler on 6,400 completions that nobody judges, on top of the budget, "
-        "hence its line before; being slow costs reward (exponent 0.5)",
+        note="starts after its planner has imitated a threshold sampler on 6,400 completions that nobody judges, which "
+        "come on top; being slow costs reward (exponent 0.5)",
     ),
 )
 SEEDS = (0, 1, 2)

@@ -14,7 +14,7 @@ HEAD = """\
 Every method from the same starting weights with the same number of rollouts, on procedural tasks. Made by
 `make results` from [ledger.json](ledger.json); ![accuracy and forwards along the way](curves.png)
 
-Accuracy is that of greedy answers to held-out problems, with its 95% interval (Wilson). Forwards are network
+Accuracy is that of answers of greedy tokens to held-out problems, with its 95% interval (Wilson). Forwards are network
 evaluations per answer, means over problems. Seconds are those of a whole run on one thread, evaluations and what the
 method prepares included, by the clock and on a core: they differ where other work shares the cores.
 """
@@ -54,7 +54,7 @@ def _table(runs: Sequence[Run]) -> str:
     ]
     lines = [_line(titles), "|" + "---|" * len(titles)]
     for method in METHODS:
-        mine = {run.seed: run for run in runs if run.method == method.name}
+        mine = {run.seed: run for run in sorted(runs, key=lambda run: run.seed) if run.method == method.name}
         if mine:
             lines.append(_line(_cells(method, mine, seeds)))
     return "\n".join(lines)
@@ -64,13 +64,19 @@ def _cells(method: Method, runs: dict[int, Run], seeds: Sequence[int]) -> list[s
     each = list(runs.values())
     return [
         method.title,
-        " or ".join(sorted({_accuracy(run.before) for run in each})),
+        _start(each),
         *(_accuracy(runs[seed].after) if seed in runs else "" for seed in seeds),
         f"{fmean(run.before.forwards for run in each):.2f}",
         f"{fmean(run.after.forwards for run in each):.2f}",
         f"{fmean(run.seconds for run in each):.0f}",
         f"{fmean(run.cpu_seconds for run in each):.0f}",
     ]
+
+
+def _start(runs: Sequence[Run]) -> str:
+    """Where all seeds start, or where each does."""
+    starts = {_accuracy(run.before) for run in runs}
+    return starts.pop() if len(starts) == 1 else ", ".join(f"{run.before.accuracy:.3f}" for run in runs)
 
 
 def _accuracy(point: Point) -> str:

@@ -84,8 +84,20 @@ def test_the_page_has_a_line_per_method_with_means_over_seeds_and_an_interval_pe
     assert lines[1] == f"| VRPO | {before} | 0.700 (0.671-0.728) |  | 7.00 | 7.00 | 80 | 40 |"
     assert lines[2] == f"| CJ-GRPO | {before} | 0.900 (0.880-0.917) | 0.910 (0.891-0.926) | 7.00 | 4.00 | 80 | 40 |"
     assert lines[4] == f"| diffu-GRPO | {before} | 1.000 (0.996-1.000) | 7.00 | 7.00 | 80 | 40 |"
-    assert [line for line in text.splitlines() if line.startswith("## ")] == [f"## {task.title}" for task in TASKS]
+    heads = [line for line in text.splitlines() if line.startswith("## ")]
+    assert heads == [*(f"## {task.title}" for task in TASKS), "## Notes"]
     assert "6400 rollouts a run, 1000 held-out problems; 2026-11-26, 2 CPU cores, x86_64." in text
+
+
+def test_notes_are_those_of_methods_that_ran() -> None:
+    notes = [line for line in table.page(RUNS).splitlines() if line.startswith("- ")]
+    assert notes == [f"- VRPO {METHODS[0].note}."]
+    assert "## Notes" not in table.page(RUNS[1:])
+
+
+def test_seeds_that_start_apart_are_told_apart() -> None:
+    other = replace(RUNS[1], curve=[Point(0, 320, 1000, 7.0), *RUNS[1].curve[1:]])
+    assert "| CJ-GRPO | 0.300, 0.320 | 0.900" in table.page([RUNS[0], other, RUNS[2]])
 
 
 def test_the_page_keeps_to_the_columns_of_its_head() -> None:
