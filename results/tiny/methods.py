@@ -89,7 +89,7 @@ METHODS = (
             "eval.sampler=schedule",
             "eval.options={learned: commit}",
         ),
-        note="three updates of the network, then one of the schedule; being slow costs reward (exponent 0.7)",
+        note="makes three updates of the network, then one of the schedule; being slow costs reward (exponent 0.7)",
     ),
     Method(
         "dultra",
