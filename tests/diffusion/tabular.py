@@ -58,7 +58,6 @@ class Tabular:
         temperature: Tensor | None = None,
         cfg_scale: Tensor | None = None,
     ) -> TokenScores:
-        assert open is None, "a table has no planner"
         transform = transform or Transform()
         logits = self.logits(canvas, attend)
         if transform.cfg_scale or cfg_scale is not None:
@@ -71,7 +70,11 @@ class Tabular:
         logp = transform.log_probs(logits)
         picked = logp.gather(-1, tokens[..., None])[..., 0].where(where, torch.zeros(()).double())
         spread = -(logp.exp() * logp.clamp(min=-1e4)).sum(-1).where(where, torch.zeros(()).double())
-        return TokenScores(picked, spread if entropy else None)
+        plan = None if open is None else self.plan(canvas, attend).masked_fill(~open, 0.0)
+        return TokenScores(picked, spread if entropy else None, plan)
+
+    def plan(self, canvas: Tensor, attend: Tensor | None = None) -> Tensor:
+        raise AssertionError("a table has no planner")
 
 
 class Planned(Tabular):
@@ -88,31 +91,3 @@ class Planned(Tabular):
         self, canvas: Tensor, where: Tensor, attend: Tensor | None = None, *, open: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         return self.logits_at(canvas, where, attend), self.plan(canvas, attend)[where]
-
-    def score(
-        self,
-        canvas: Tensor,
-        tokens: Tensor,
-        where: Tensor,
-        attend: Tensor | None = None,
-        transform: Transform | None = None,
-        *,
-        prompt: Tensor | None = None,
-        entropy: bool = False,
-        open: Tensor | None = None,
-        temperature: Tensor | None = None,
-        cfg_scale: Tensor | None = None,
-    ) -> TokenScores:
-        scores = super().score(
-            canvas,
-            tokens,
-            where,
-            attend,
-            transform,
-            prompt=prompt,
-            entropy=entropy,
-            temperature=temperature,
-            cfg_scale=cfg_scale,
-        )
-        plan = None if open is None else self.plan(canvas, attend).masked_fill(~open, 0.0)
-        return TokenScores(scores.logp, scores.entropy, plan)

@@ -10,10 +10,9 @@ from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from dllm_rl.diffusion.trajectory import Op, Trajectory
-from tests.diffusion.tabular import Tabular
+from tests.diffusion.tabular import Planned
 from tests.samplers.oracle import Table
 from tests.samplers.order_oracle import drawn_from
 
@@ -23,23 +22,14 @@ Judge = Callable[[list[float], float, int], float]
 """Logits of a position, its planner logit and a token there: how good that is."""
 
 
-class Planning(Table):
-    """A table with a planner: a random number for every canvas and position."""
+class Planning(Planned, Table):
+    """A table with a planner that keeps what it was shown; a steady one says the same of every canvas."""
 
-    def __init__(self, seed: int = 0, longest: int = 4, steady: bool = False) -> None:
-        super().__init__(seed, 3, longest)
-        self.planner = Tabular(seed + 100, 3, longest)
+    def __init__(self, seed: int = 0, longest: int = 4, steady: bool = False, eos_ids: tuple[int, ...] = ()) -> None:
+        super().__init__(seed, 3, longest, eos_ids)
         if steady:
             for table in self.planner.tables.values():
                 table[:] = table[0]
-
-    def plan(self, canvas: Tensor, attend: Tensor | None = None) -> Tensor:
-        return self.planner.logits(canvas, attend)[..., 0]
-
-    def plan_at(
-        self, canvas: Tensor, where: Tensor, attend: Tensor | None = None, *, open: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self.logits_at(canvas, where, attend), self.plan(canvas, attend)[where]
 
 
 class Setting(NamedTuple):

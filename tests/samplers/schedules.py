@@ -20,8 +20,9 @@ class Scheduling(Table):
         bias: float = 0.0,
         seed: int = 4,
         words: int = 3,
+        eos_ids: tuple[int, ...] = (),
     ) -> None:
-        super().__init__(seed=seed, words=words, longest=longest)
+        super().__init__(seed=seed, words=words, longest=longest, eos_ids=eos_ids)
         self.weight = torch.zeros(len(FEATURES), actions, dtype=torch.float64) if weight is None else weight
         self.bias = bias
 

@@ -180,7 +180,6 @@ def test_subclasses_arrive_as_what_they_derive_from() -> None:
 
 
 def test_numpy_scalars_arrive_as_numbers() -> None:
-    pytest.importorskip("numpy")
     source = "import numpy\ndef f(x): return [numpy.int64(7), numpy.float32(0.5), numpy.float64(0.25)]"
     found = check(Job([source], "assert repr(f(1)) == '[7, 0.5, 0.25]', f(1)", entry_points=["f"]))
     assert found.passed, found.reason
