@@ -150,7 +150,7 @@ def propose_pair(network: Network, canvas: Canvas, positions: Bool[Tensor, "B L"
         ModelContractError: a logit is NaN.
     """
     logits, unconditional = network.pair(canvas, positions)
-    _proposal(canvas, positions, unconditional, None)
+    _refuse_nan(canvas, positions.nonzero()[:, 0], unconditional)
     return replace(_proposal(canvas, positions, logits, None), unconditional=unconditional)
 
 
@@ -186,11 +186,15 @@ def _proposal(
     canvas: Canvas, positions: Bool[Tensor, "B L"], logits: Float[Tensor, "T V"], plan: Float[Tensor, " T"] | None
 ) -> Proposal:
     row, index = positions.nonzero(as_tuple=True)
+    _refuse_nan(canvas, row, logits)
+    return Proposal(row, index, logits, step_keys(canvas, row, index), plan)
+
+
+def _refuse_nan(canvas: Canvas, row: Int64[Tensor, " T"], logits: Float[Tensor, "T V"]) -> None:
     nan = logits.isnan().any(dim=-1)
     if nan.any():
         step = int(canvas.forwards[row[nan][0]]) + 1
         raise ModelContractError(f"the network gave NaN logits at forward {step}; expected numbers. Check its weights")
-    return Proposal(row, index, logits, step_keys(canvas, row, index), plan)
 
 
 def entropies(proposal: Proposal, forbidden_ids: tuple[int, ...]) -> Float64[Tensor, " T"]:
