@@ -111,7 +111,8 @@ class DiffusionTrainer(Trainer):
         batch = inputs["batch"]
         model.train()
         # Gradients are averaged over processes; the exact count is already global.
-        scale = self.accelerator.num_processes / float(num_items_in_batch)
+        # Where no process has anything to learn it is 0, and so is every sum: whatever divides them gives 0.
+        scale = self.accelerator.num_processes / (float(num_items_in_batch) or 1.0)
         losses = backward(
             self.algorithm,
             batch,

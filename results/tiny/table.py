@@ -20,8 +20,8 @@ method prepares included, by the clock and on a core: they differ where other wo
 
 This is no ranking. Settings were chosen by the accuracy of seed 0 on these same problems, with unequal care: about 14
 were tried for Co-GRPO and for dUltra, 4 for diffu-GRPO, 3 for VRPO, 2 for CJ-GRPO, one per task for MDPO and IGPO.
-Forwards compare with an even split of about two positions a forward, not with threshold decoding, which has no row: with
-threshold 0.9 the starting weights for sums take 4.1 forwards, at 0.42 on 400 problems.
+Forwards compare with an even split of about two positions a forward, not with threshold decoding, which has no row:
+with threshold 0.9 the starting weights for sums take 4.1 forwards, at 0.42 on 400 problems.
 """
 
 

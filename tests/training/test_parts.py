@@ -96,6 +96,25 @@ def test_an_update_moves_what_it_trains_and_nothing_else(lora, tmp_path) -> None
     assert moved(model.network, longer.network) == {True}
 
 
+class Empty(Toggling):
+    """No view is left to learn from, as when a rollout's kept steps predicted nothing."""
+
+    def prepare(self, material: Material, keys: Tensor, mask_id: int) -> Batch:
+        batch = super().prepare(material, keys, mask_id)
+        return replace(batch, views=batch.views.select(torch.zeros(0, dtype=torch.int64)))
+
+    def loss(self, batch: Batch, scores: Scores) -> Loss:
+        return Loss(-scores.logp.sum(), {})
+
+
+def test_an_update_with_nothing_to_learn_changes_nothing(tmp_path) -> None:
+    model = planning()
+    first = copy.deepcopy(model.network)
+    trainer = _trainer(model, Empty(), TEXTS, tmp_path)
+    trainer.train()
+    assert moved(first, model.network) == set() and trainer.state.log_history[0]["loss"] == 0.0
+
+
 def test_what_never_learns_is_frozen(tmp_path) -> None:
     model = planning()
     first = copy.deepcopy(model.network)
