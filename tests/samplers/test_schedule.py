@@ -215,14 +215,18 @@ def test_a_row_decides_the_same_whatever_stands_beside_it():
 
 
 def test_trajectories_carry_what_was_decided():
-    way = {"learned": "commit temperature cfg_scale", "cfg_scale": 0.5, "sigma": 0.8}
+    way = {"learned": "commit temperature cfg_scale", "cfg_scale": 0.5, "sigma": 2.5}
     model = explorer(way)
     parts = [
-        generate(model, [[1]] * 3, sampler="schedule", gen_length=n, temperature=0.7, seed=n, **way).select([2, 0])
-        for n in (4, 4, 4)
+        generate(model, [[1]] * 3, sampler="schedule", gen_length=4, temperature=0.7, seed=seed, **way).select([2, 0])
+        for seed in (4, 5, 6)
     ]
     joined = Trajectory.concatenate([parts[0], replace(parts[1], keys=parts[1].keys + 1), parts[2]])
     torch.testing.assert_close(joined.behaviour_logp, torch.cat([part.behaviour_logp for part in parts]))
+    assert len({part.num_steps for part in parts}) > 1, "some are to be lengthened"
+    assert joined.schedule.logp.shape == joined.selection_logp.shape == (6, joined.num_steps)
+    after = torch.arange(joined.num_steps) >= torch.tensor(joined.nfe)[:, None]
+    assert not joined.schedule.action[after].any() and not joined.schedule.logp[after].any()
     back = joined.select([4, 5])
     steps = parts[2].num_steps
     for name in ("features", "action", "logp", "temperature", "cfg_scale"):
