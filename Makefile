@@ -8,7 +8,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 .DEFAULT_GOAL := test
 
 .venv: .venv/.installed
-.venv/.installed: pyproject.toml constraints.txt startup/dllm_rl.pth startup/dllm_rl.start
+.venv/.installed: Makefile pyproject.toml constraints.txt startup/dllm_rl.pth startup/dllm_rl.start
 	$(PYTHON) -m venv .venv
 	$(PY) -m pip install --quiet --editable '.[dev,deepspeed,eval]'
 	touch $@
