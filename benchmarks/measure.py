@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +19,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
 LEAST_FREE_GB = 6.0
-SETTINGS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive", "MALLOC_MMAP_THRESHOLD_": "1048576"}
-"""Two threads, which do not spin while they wait; and every tensor of a megabyte or more goes back to the system when
-it is freed, so that resident memory is live memory."""
-
-
-def settle() -> None:
-    """Start this command again under `SETTINGS`, which are read when a process starts."""
-    if any(os.environ.get(name) != value for name, value in SETTINGS.items()):
-        os.execve(sys.executable, [*sys.orig_argv], {**os.environ, **SETTINGS})
+TWO_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
+"""Threads that do not spin while they wait, so that their CPU time is work."""
+LIVE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
+"""Every tensor of a megabyte or more goes back to the system when it is freed, so that resident memory is live memory.
+Costs time, so that seconds are measured apart."""
 
 
 def kilobytes(file: str, field: str) -> int:
@@ -73,26 +70,30 @@ def interleaved(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict
     return costs
 
 
-def summary(costs: Mapping[str, Sequence[Cost]]) -> dict[str, dict[str, float]]:
-    """Medians of seconds, and the highest peak, of each side."""
+def in_own_process(module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> Any:
+    """What `python -m module` prints last, as JSON."""
+    command = [sys.executable, "-m", module, *arguments]
+    found = subprocess.run(
+        command, check=False, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+    if found.returncode:
+        sys.exit(f"{' '.join(command)} ended with exit code {found.returncode}; its own lines are above")
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def medians(costs: Sequence[Cost]) -> dict[str, float]:
     return {
-        name: {
-            "seconds": median(each.seconds for each in found),
-            "cpu_seconds": median(each.cpu_seconds for each in found),
-            "peak_mb": max(each.peak_mb for each in found),
-        }
-        for name, found in costs.items()
+        "seconds": median(each.seconds for each in costs),
+        "cpu_seconds": median(each.cpu_seconds for each in costs),
     }
 
 
-def compared(costs: Mapping[str, Sequence[Cost]]) -> dict[str, float]:
-    """Ours against the plain side: medians over repeats of the ratio within a repeat, and the peaks' ratio."""
-    plain, ours = costs["plain"], costs["dllm_rl"]
-    pairs = list(zip(plain, ours, strict=True))
+def times_faster(slow: Sequence[Cost], fast: Sequence[Cost]) -> dict[str, float]:
+    """Medians over repeats of the ratio within a repeat, by the clock and in CPU time."""
+    pairs = list(zip(slow, fast, strict=True))
     return {
         "times_faster": median(a.seconds / b.seconds for a, b in pairs),
         "times_faster_cpu": median(a.cpu_seconds / b.cpu_seconds for a, b in pairs),
-        "share_of_peak_memory": max(b.peak_mb for b in ours) / max(a.peak_mb for a in plain),
     }
 
 

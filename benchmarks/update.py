@@ -7,15 +7,17 @@ forward and backward of one micro-batch and a step of AdamW; scores of the behav
 The plain side is `benchmarks.plain_trainer`, on the same views. First both are checked to give the same loss and
 gradient on a small case.
 
-Both sides take turns in one process. Memory is the peak of resident memory during an update above what stood before
-it, when weights, gradients, the optimiser's state and the views were allocated. Shapes at which the plain side would
-take more than 5 GB run without it.
+Memory is the peak of resident memory during one update above what stood before it, when weights, gradients, the
+optimiser's state and the views were allocated. Seconds are medians, both sides in turn; they are measured in a process
+of their own, where freed memory is reused as it usually is. Shapes at which the plain side would take more than 5 GB run
+without it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -79,14 +81,31 @@ def updates(shape: Shape) -> dict[str, Callable[[], None]]:
     return {"plain": lambda: update(case.plain), "dllm_rl": lambda: update(case.ours)}
 
 
-def measured(shape: Shape, repeats: int) -> Point:
-    """Both sides at one shape, or ours alone."""
-    sides = updates(shape)
-    if not plain_fits(shape):
-        del sides["plain"]
-    costs = measure.interleaved(sides, repeats)
-    point = {"shape": asdict(shape), **measure.summary(costs)}
-    return point | measure.compared(costs) if len(sides) == 2 else point
+def measured(shapes: list[Shape], what: str, repeats: int) -> list[Point]:
+    """Both sides at each shape, in this process."""
+    found = []
+    for shape in shapes:
+        sides = updates(shape)
+        if not plain_fits(shape):
+            del sides["plain"]
+        costs = measure.interleaved(sides, repeats)
+        if what == "memory":
+            found.append({name: {"peak_mb": max(cost.peak_mb for cost in each)} for name, each in costs.items()})
+        else:
+            faster = measure.times_faster(costs["plain"], costs["dllm_rl"]) if "plain" in costs else {}
+            found.append({name: measure.medians(each) for name, each in costs.items()} | faster)
+        print(shape, found[-1], file=sys.stderr, flush=True)
+    return found
+
+
+def joined(shape: Shape, memory: Point, time: Point) -> Point:
+    """A line of the table, from what two processes found."""
+    point = {"shape": asdict(shape), **time}
+    for name, peak in memory.items():
+        point[name] = time[name] | peak
+    if "plain" in memory:
+        point["share_of_peak_memory"] = memory["dllm_rl"]["peak_mb"] / memory["plain"]["peak_mb"]
+    return point
 
 
 def growth(points: list[Point], method: str) -> float:
@@ -166,23 +185,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one small shape of each method: does it still run?")
+    parser.add_argument("--only", choices=["memory", "seconds"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
-    measure.settle()
+    shapes = quick(list(BASE.values())) if arguments.quick else sweeps(BASE)
+    if arguments.only:
+        print(json.dumps(measured(shapes, arguments.only, arguments.repeats)))
+        return
     for shape in SMALL.values():
         assert_equal_updates(shape)
     found = measure.facts(f"python -m benchmarks.update --repeats {arguments.repeats}")
-    measure.refuse_little_memory()
-    points = []
-    for shape in quick(list(BASE.values())) if arguments.quick else sweeps(BASE):
-        points.append(measured(shape, arguments.repeats))
-        print(json.dumps(points[-1]), flush=True)
+    if not arguments.quick:
+        measure.refuse_little_memory()
+    memory, time = (ask(what, arguments) for what in ("memory", "seconds"))
+    points = [joined(*each) for each in zip(shapes, memory, time, strict=True)]
     print(report(points))
     if arguments.quick:
         return
     found |= {"growth_over_views": {method: growth(points, method) for method in VIEWS}, "points": points}
     measure.write("update", found, arguments.out)
     draw(points, arguments.out / "update.png")
+
+
+def ask(what: str, arguments: argparse.Namespace) -> list[Point]:
+    """Memory or seconds, from a process of its own."""
+    repeats = 1 if what == "memory" else arguments.repeats
+    options = ["--only", what, "--repeats", str(repeats), *(["--quick"] if arguments.quick else [])]
+    environment = measure.TWO_THREADS | (measure.LIVE_MEMORY if what == "memory" else {})
+    answer: list[Point] = measure.in_own_process("benchmarks.update", options, environment)
+    return answer
 
 
 if __name__ == "__main__":
