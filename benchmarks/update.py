@@ -9,8 +9,8 @@ gradient on a small case.
 
 Memory is the peak of resident memory during one update above what stood before it, when weights, gradients, the
 optimiser's state and the views were allocated. Seconds are medians, both sides in turn; they are measured in a process
-of their own, where freed memory is reused as it usually is. Shapes at which the plain side would take more than 5 GB run
-without it.
+of their own, where freed memory is reused as it usually is. Shapes at which the plain side would take more than 5 GB
+run without it.
 """
 
 from __future__ import annotations
