@@ -32,8 +32,8 @@ BASE = {
     "cj_grpo": Shape("cj_grpo", 2, 16, prompt=32, completion=64),
 }
 """diffu-GRPO as d1 runs it on a device: one prompt, six completions. CJ-GRPO: two completions in 16 steps."""
-VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 2, 4, 8, 16], "cj_grpo": [4, 8, 16, 32, 64]}
-LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [32, 64, 128], "cj_grpo": [32, 64, 128]}
+VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 4, 16], "cj_grpo": [4, 16, 64]}
+LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [16, 32, 64], "cj_grpo": [16, 32, 64]}
 VOCABULARIES = [4_096, 32_768, 126_464]
 TITLES = {"diffu_grpo": "diffu-GRPO", "vrpo": "VRPO", "cj_grpo": "CJ-GRPO"}
 COPIES = {"diffu_grpo": 2.2, "vrpo": 2.5, "cj_grpo": 1.3}
