@@ -45,7 +45,7 @@ class Shape:
 
 
 BASE = Shape()
-COMPLETIONS, LENGTHS, VOCABULARIES = [1, 2, 6], [32, 64, 128], [4_096, 32_768, 126_464]
+COMPLETIONS, LENGTHS, VOCABULARIES = [1, 2, 4], [32, 64, 128], [4_096, 32_768, 126_464]
 
 
 def sweeps() -> list[Shape]:
@@ -203,19 +203,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if arguments.only:
-        shapes = [Shape(prompt=8, length=32, vocabulary=200)] if arguments.quick else sweeps()
-        assert_equal_rollouts()
-        print(json.dumps([measured(shape, arguments.repeats) for shape in shapes]))
+        print(json.dumps([measured(shape, arguments.repeats) for shape in sweeps()]))
+        return
+    assert_equal_rollouts()
+    if arguments.quick:
+        print(report([measured(Shape(prompt=8, length=16, vocabulary=200), arguments.repeats)]))
         return
     found = measure.facts(f"python -m benchmarks.rollout --repeats {arguments.repeats}")
-    if not arguments.quick:
-        measure.refuse_little_memory()
-    options = ["--only", "measure", "--repeats", str(arguments.repeats), *(["--quick"] if arguments.quick else [])]
+    measure.refuse_little_memory()
+    options = ["--only", "measure", "--repeats", str(arguments.repeats)]
     points = measure.in_own_process("benchmarks.rollout", options, measure.TWO_THREADS | measure.LIVE_MEMORY)
     print(report(points))
-    if not arguments.quick:
-        measure.write("rollout", found | {"points": points}, arguments.out)
-        draw(points, arguments.out / "rollout.png")
+    measure.write("rollout", found | {"points": points}, arguments.out)
+    draw(points, arguments.out / "rollout.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """One update of diffu-GRPO, VRPO and CJ-GRPO: seconds and peak memory against views, completion length and vocabulary.
 
-    python -m benchmarks.update                # about 25 minutes on two CPU cores; Linux, for the peak memory
+    python -m benchmarks.update                # about ten minutes on two idle CPU cores; Linux, for the peak memory
 
 A random LLaDA of small width (64, two layers), so that what is compared is everything but its matrices. An update is a
 forward and backward of one micro-batch and a step of AdamW; scores of the behaviour and of the reference are given.
@@ -178,7 +178,7 @@ def report(points: list[Point]) -> str:
 
 def quick(shapes: list[Shape]) -> list[Shape]:
     """The same comparison at sizes that take a moment."""
-    return [replace(shape, vocabulary=500, prompt=8) for shape in shapes]
+    return [replace(shape, vocabulary=500, prompt=8, completion=32) for shape in shapes]
 
 
 def main() -> None:
@@ -188,9 +188,8 @@ def main() -> None:
     parser.add_argument("--only", choices=["memory", "seconds"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
-    shapes = quick(list(BASE.values())) if arguments.quick else sweeps(BASE)
     if arguments.only:
-        print(json.dumps(measured(shapes, arguments.only, arguments.repeats)))
+        print(json.dumps(measured(sweeps(BASE), arguments.only, arguments.repeats)))
         return
     for shape in SMALL.values():
         assert_equal_updates(shape)
@@ -198,6 +197,7 @@ def main() -> None:
     if not arguments.quick:
         measure.refuse_little_memory()
     memory, time = (ask(what, arguments) for what in ("memory", "seconds"))
+    shapes = quick(list(BASE.values())) if arguments.quick else sweeps(BASE)
     points = [joined(*each) for each in zip(shapes, memory, time, strict=True)]
     print(report(points))
     if arguments.quick:
@@ -208,9 +208,11 @@ def main() -> None:
 
 
 def ask(what: str, arguments: argparse.Namespace) -> list[Point]:
-    """Memory or seconds, from a process of its own."""
+    """Memory or seconds, from a process of its own; small ones from this process."""
     repeats = 1 if what == "memory" else arguments.repeats
-    options = ["--only", what, "--repeats", str(repeats), *(["--quick"] if arguments.quick else [])]
+    if arguments.quick:
+        return measured(quick(list(BASE.values())), what, repeats)
+    options = ["--only", what, "--repeats", str(repeats)]
     environment = measure.TWO_THREADS | (measure.LIVE_MEMORY if what == "memory" else {})
     answer: list[Point] = measure.in_own_process("benchmarks.update", options, environment)
     return answer
