@@ -14,6 +14,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dllm_rl.training.manifest import write_whole
 from dllm_rl.training.source import Sample
 
 _HIDDEN = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -25,7 +26,7 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path, resumed_update: int) -> None:
         self.path = path
         kept = [line for line in read_metrics(path) if line["update"] <= resumed_update] if resumed_update else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any

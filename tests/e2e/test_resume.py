@@ -118,7 +118,7 @@ def test_another_recipe_does_not_write_into_a_runs_folder(tmp_path: Path) -> Non
         dllm_rl.train({**tree, "algorithm": {"type": "sft", "num_draws": 3}})
     longer = dllm_rl.train(tree, ["train.max_steps=3"])
     assert [line["update"] for line in longer.metrics] == [1, 2, 3]
-    with pytest.raises(CheckpointError, match="is not a whole checkpoint of a run"):
+    with pytest.raises(CheckpointError, match="is not a whole checkpoint: there is no such folder"):
         dllm_rl.train(tree, [f"train.resume_from_checkpoint={folder / 'nowhere'}"])
     with pytest.raises(CheckpointError, match="holds full weights, the recipe trains an adapter"):
         dllm_rl.train(
