@@ -65,7 +65,7 @@ def is_finished(folder: Path) -> bool:
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is never seen half written: it has its old contents or the new ones."""
-    scratch = path.with_name(f".{path.name}.writing")
+    scratch = _scratch(path)
     with scratch.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -92,8 +92,13 @@ def sync_tree(folder: Path) -> None:
         sync(part)
 
 
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing")
+
+
 def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    own = (folder / MANIFEST, _scratch(folder / MANIFEST))
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file not in own]
 
 
 def _kept(file: Path) -> dict[str, Any]:
