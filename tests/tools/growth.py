@@ -124,11 +124,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def show(result: dict[str, Any]) -> str:
-    mebibytes = lambda name: f"{result[name] / 2**20:.1f}"  # noqa: E731
+    early, late = (f"{result[name] / 2**20:.1f}" for name in ("resident_early", "resident_late"))
     return (
-        f"{result['algorithm']:<12} {result['updates']} updates, {result['seconds']} s: resident "
-        f"{mebibytes('resident_early')} -> {mebibytes('resident_late')} MiB "
-        f"({result['bytes_per_update']:+.0f} bytes an update), objects {result['objects_early']:.0f} -> {result['objects_late']:.0f}  {result['verdict']}"
+        f"{result['algorithm']:<12} {result['updates']} updates, {result['seconds']} s: resident {early} -> {late} MiB "
+        f"({result['bytes_per_update']:+.0f} bytes an update), objects {result['objects_early']:.0f} -> "
+        f"{result['objects_late']:.0f}  {result['verdict']}"
     )
 
 

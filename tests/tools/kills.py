@@ -1,6 +1,6 @@
 """Ends runs at random moments, lets them go on, and compares what they end with to runs that nobody disturbed.
 
-    python -m tests.tools.kills [--kills 30] [--seed 0] [--out benchmarks/results/endurance.json]
+    python -m tests.tools.kills [--kills 30] [--launched 6] [--seed 0] [--out benchmarks/results/endurance.json]
 
 Each row is one kill: what was sent to whom at which moment, after which update it came, which checkpoints were whole
 then, where the run went on from, and how far its weights are from the undisturbed ones. A run must go on from the
@@ -77,9 +77,11 @@ class Row:
     signal: str
     to: str
     moment: str
+    damaged: str
+    """A file of the newest whole checkpoint in which a bit was changed after the kill; empty: none was."""
     update_at_kill: int
     whole_at_kill: int
-    """Update of the newest checkpoint that was whole when the processes were gone; 0: none was."""
+    """Update of the newest checkpoint that was whole before the run was started again; 0: none was."""
     resumed_from: int
     updates_made_again: int
     exit_codes: list[int]
@@ -141,6 +143,8 @@ class Kill:
     setting: Setting
     moment: Moment
     door: str = "fork"
+    damage: bool = False
+    """Change a bit in the newest whole checkpoint, so that the one before must be used."""
 
 
 def perform(shop: Workshop, number: int, kill: Kill) -> Row | None:
@@ -156,6 +160,7 @@ def perform(shop: Workshop, number: int, kill: Kill) -> Row | None:
     if not came:
         shutil.rmtree(output)
         return None
+    damaged = damage(output, newest_whole(output), number) if kill.damage else ""
     at, newest = last_update(output), newest_whole(output)
     ended, log = shop.run(kill.setting, output.name)
     said = log.read_text()
@@ -168,6 +173,7 @@ def perform(shop: Workshop, number: int, kill: Kill) -> Row | None:
         signal=kill.moment.signal.name,
         to=_victim(kill),
         moment=str(kill.moment),
+        damaged=damaged,
         update_at_kill=at,
         whole_at_kill=newest,
         resumed_from=_resumed_from(said),
@@ -187,7 +193,7 @@ def judge(row: Row) -> str:
         return f"went on from {row.resumed_from}, not from {row.whole_at_kill}"
     if row.distance > BOUND[row.processes] or (row.processes == 1 and not row.same_bits):
         return "ends elsewhere"
-    if row.signal != "SIGKILL" and row.updates_made_again > 0:
+    if row.signal != "SIGKILL" and not row.damaged and row.updates_made_again > 0:
         return "a polite signal cost updates"
     if row.signal != "SIGKILL" and row.door != "launch" and set(row.exit_codes) - {STOPPED, 0}:
         return f"exit codes {row.exit_codes}, not {STOPPED}"
@@ -206,6 +212,18 @@ def last_update(output: Path) -> int:
     """The last update whose line was written."""
     lines = (output / "metrics.jsonl").read_text().splitlines() if (output / "metrics.jsonl").exists() else []
     return max((json.loads(line)["update"] for line in lines if line.endswith("}")), default=0)
+
+
+def damage(output: Path, update: int, number: int) -> str:
+    """Change one bit of a file of a checkpoint."""
+    folder = output / f"checkpoint-{update}"
+    if not folder.is_dir():
+        return ""
+    name = sorted(json.loads((folder / "manifest.json").read_text())["files"])[number % 7]
+    content = bytearray((folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / name).write_bytes(content)
+    return f"{folder.name}/{name}"
 
 
 def newest_whole(output: Path) -> int:
@@ -249,12 +267,11 @@ def same_bits(whole: Path, output: Path) -> bool:
 def plan(shop: Workshop, seed: int) -> Iterator[Kill]:
     """Kills without end: every setting in turn, and for each a kind of moment, a signal and a victim drawn by seed."""
     chance = random.Random(seed)
-    one = [Setting(name, lora) for name in ALGORITHMS for lora in (False, True)]
-    two = [Setting("diffu_grpo", False, 2), Setting("vrpo", True, 2), Setting("cj_grpo", True, 2)]
     while True:
-        for setting in (*one, *two):
+        for setting in SETTINGS:
             shop.undisturbed(setting)
-            yield Kill(setting, _moment(chance, setting, shop.tallies[setting]))
+            moment = _moment(chance, setting, shop.tallies[setting])
+            yield Kill(setting, moment, damage=chance.random() < 0.2)
 
 
 def _moment(chance: random.Random, setting: Setting, tally: dict[str, int]) -> Moment:
@@ -268,6 +285,17 @@ def _moment(chance: random.Random, setting: Setting, tally: dict[str, int]) -> M
     return Moment(kind, chance.randint(1, tally[kind]), delay, number, rank, everyone)
 
 
+SETTINGS = (
+    Setting("diffu_grpo", lora=False),
+    Setting("vrpo", lora=True, processes=2),
+    Setting("cj_grpo", lora=True),
+    Setting("diffu_grpo", lora=False, processes=2),
+    Setting("vrpo", lora=False),
+    Setting("cj_grpo", lora=True, processes=2),
+    Setting("diffu_grpo", lora=True),
+    Setting("vrpo", lora=True),
+    Setting("cj_grpo", lora=False),
+)
 LAUNCHED = (
     Kill(Setting("diffu_grpo", False), Moment("launcher", 3, 0.0, signal.SIGTERM), "launch"),
     Kill(Setting("vrpo", False), Moment("process", 3, 0.1, signal.SIGKILL), "launch"),
@@ -283,7 +311,7 @@ def show(number: int, row: Row) -> str:
     place = f"{row.algorithm} {row.weights} x{row.processes} {row.door}"
     return (
         f"{number:>3}  {place:<30} {row.signal:<8} {row.to:<12} {row.moment:<20} after {row.update_at_kill}, whole "
-        f"{row.whole_at_kill}, on from {row.resumed_from}  distance {row.distance:.1e}  {row.verdict}"
+        f"{row.whole_at_kill}, on from {row.resumed_from}  distance {row.distance:.1e}  {row.damaged} {row.verdict}"
     )
 
 
