@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.command(arguments) or 0
     except RunStoppedError as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a launcher signals the other processes when the first one ends
         if os.environ.get("RANK", "0") == "0":
             print(f"dllm-rl: {stop}", file=sys.stderr)
         return EXIT_STOPPED

@@ -72,16 +72,17 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
     base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else recipe_file(recipe_path_or_dict).parent
     ours = check_owner(recipe)
     folder = RunFolder(Path(recipe.output))
-    with held(folder), _told_if_unwritable(folder):
-        trainer = _trainer(recipe, base, folder)
+    with held(folder):
+        trainer = _trainer(recipe, base)
         checkpoint = _checkpoint(recipe, ours, trainer.accelerator)
-        if trainer.accelerator.is_main_process:
-            record(recipe)
         if checkpoint is not None:
             log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
             warn_of_another_schedule(trainer, checkpoint)
             trainer.args.eval_on_start = False
-        _run(recipe, trainer, folder, checkpoint)
+        with _told_if_unwritable(folder):
+            if trainer.accelerator.is_main_process:
+                record(recipe)
+            _run(recipe, trainer, folder, checkpoint)
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
     if trainer.accelerator.is_main_process:
         print(farewell(result, recipe), flush=True)
@@ -121,7 +122,7 @@ def _own_checkpoint(output: Path) -> Path | None:
     return found.checkpoint
 
 
-def _trainer(recipe: Recipe, base: Path, folder: RunFolder) -> DiffusionTrainer:
+def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
     model = make_model(recipe, base)
     rows = load_data(recipe, base, model)
@@ -185,7 +186,6 @@ def _run(recipe: Recipe, trainer: DiffusionTrainer, folder: RunFolder, checkpoin
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
             update = trainer.state.global_step
             if update < trainer.state.max_steps:
-                request.finish()
                 asked = request.signal.name if request.signal else "a signal to another process"
                 raise RunStoppedError(
                     f"{folder.path}: stopped by {asked} after update {update} of {trainer.state.max_steps}; "

@@ -20,7 +20,7 @@ class KeepWhole(TrainerCallback):
 
     Args:
         everyone: waits for all processes.
-        limit: whole checkpoints to keep; None: all of them. The one that is best by `metric_for_best_model` stays.
+        limit: whole checkpoints to keep; None or 0: all of them. The one that is best by `metric_for_best_model` stays.
         beside: files that belong to the state of the run, on the disk no later than a checkpoint is.
     """
 
@@ -51,7 +51,7 @@ class KeepWhole(TrainerCallback):
         self.everyone()
 
     def _drop_old(self, output: Path, state: TrainerState) -> None:
-        if self.limit is None:
+        if not self.limit or self.limit < 0:
             return
         best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
         older = [folder for folder in checkpoints(output) if folder.name != best]

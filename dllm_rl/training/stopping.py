@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ONE_REQUEST = 1.0
 """Seconds in which signals are one request: a launcher may pass on what the terminal has sent already."""
-_LAUNCHERS = ("accelerate", "torchrun", "torch.distributed.run")
+_LAUNCHERS = {"accelerate", "torchrun", "accelerate.commands.launch", "torch.distributed.run"}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -50,7 +49,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def finish(self) -> None:
-        """All is saved: what signals ask for is being done already."""
+        """All is saved, and the process about to end: there is nothing left to ask for."""
         self._finished = True
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
@@ -93,6 +92,10 @@ class StopAtWindowEnd(TrainerCallback):
         if self._must_stop(state):
             control.should_training_stop = True
 
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stopped:
+            self.request.finish()
+
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if self.stopped:  # saved already; writing over a whole checkpoint could lose it
             control.should_save = False
@@ -108,10 +111,10 @@ def follow_launcher() -> None:
     """Be told (SIGTERM) when the launcher dies: accelerate's, for one process, passes no signal on before it does."""
     parent = os.getppid()
     try:
-        command = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
+        command = Path(f"/proc/{parent}/cmdline").read_text(encoding="utf-8", errors="replace").split("\0")
     except OSError:
         return
-    if sys.platform == "linux" and any(name in command for name in _LAUNCHERS):
+    if _LAUNCHERS & {Path(word).name for word in command[:3]}:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             _die_of(signal.SIGTERM)

@@ -132,9 +132,14 @@ def test_training_stops_with_a_checkpoint_at_the_first_end_of_a_window_once_any_
     control = TrainerControl(should_save=True)
     stop.on_epoch_end(arguments, TrainerState(global_step=9), control)
     assert not control.should_save
+    stop.on_train_end(arguments, TrainerState(global_step=9), control)
+    with request.heeded():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert request.signal is None  # saved already: there is nothing left to ask for
 
-    request.signal = signal.SIGTERM
-    again = StopAtWindowEnd(request, 1, lambda here: here)
+    asked = StopRequest()
+    asked.signal = signal.SIGTERM
+    again = StopAtWindowEnd(asked, 1, lambda here: here)
     control = TrainerControl()
     again.on_step_end(arguments, TrainerState(global_step=1), control)
     assert control.should_training_stop and control.should_save
