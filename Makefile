@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: .venv quickstart test test-all results mutants lint
+.PHONY: .venv quickstart test test-all results mutants endurance lint
 .DEFAULT_GOAL := test
 
 .venv: .venv/.installed
@@ -35,6 +35,12 @@ lint: .venv/.installed
 results: .venv/.installed
 	$(PY) results/quickstart.py
 	$(PY) -m results.tiny
+
+# 30 kills at random moments, six of them through the command line, and the memory of 2,000 updates; about ten minutes on two
+# CPU cores. docs/faults.md quotes both.
+endurance: .venv/.installed
+	$(PY) -m tests.tools.kills --out benchmarks/results/endurance.json
+	$(PY) -m tests.tools.growth --out benchmarks/results/growth.json
 
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -15,23 +16,33 @@ from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
 from dllm_rl.cli.generate import add_generate, generate, replay
 from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
 from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
-from dllm_rl.errors import DllmRlError
+from dllm_rl.errors import DllmRlError, RunStoppedError
 
 if TYPE_CHECKING:
     from dllm_rl.recipe.build import RunResult
+
+EXIT_STOPPED = 75
+"""Of a run that a signal stopped, with a checkpoint: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 1 if a model wrote what does
-        not fit the schema it was given. Other failures raise.
+        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 75 after one line for a run
+        that a signal stopped, with a checkpoint; 1 if a model wrote what does not fit the schema it was given. Other
+        failures raise.
     """
     arguments = _parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.command(arguments) or 0
+    except RunStoppedError as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a launcher signals the other processes when the first one ends
+        if os.environ.get("RANK", "0") == "0":
+            print(f"dllm-rl: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
     except DllmRlError as error:
         print(f"dllm-rl: {error}", file=sys.stderr)
         return 2

@@ -38,7 +38,7 @@ def _device_arguments() -> dict[str, Any]:
     return {"use_cpu": True, **({"ddp_backend": "gloo"} if world_size() > 1 else {})}
 
 
-def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, num_rows: int) -> TrainingArguments:
     """TrainingArguments of a recipe.
 
     Raises:
@@ -57,7 +57,7 @@ def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> Trai
         **given,
         "output_dir": recipe.output,
         "disable_tqdm": True,
-        "eval_on_start": recipe.eval is not None and not resuming,
+        "eval_on_start": recipe.eval is not None,
         "ignore_data_skip": True,
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,

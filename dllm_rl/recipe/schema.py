@@ -235,6 +235,7 @@ class TrainSection(Section):
         "label_smoothing_factor": "the loss is the algorithm's",
         "auto_find_batch_size": "results must not depend on the machine; lower views_per_forward instead",
         "remove_unused_columns": "reward functions see every column",
+        "enable_jit_checkpoint": "a run stops on SIGTERM by itself, where it can be gone on with exactly",
         "disable_tqdm": "the run has a bar of its own",
         "ignore_data_skip": "which rows an update sees does not depend on a data loader",
         "logging_nan_inf_filter": "a loss that is not finite ends the run",
