@@ -26,8 +26,10 @@ from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import is_disk_full, last_complete, planned_updates, update_of
 from dllm_rl.training.compat import prepare_frozen
+from dllm_rl.training.divergence import Limits
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.trainer import DiffusionTrainer
+from dllm_rl.training.watchdog import Watchdog, board_of_processes
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +69,8 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
     if checkpoint is not None:
         log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
         warn_of_another_schedule(trainer, checkpoint)
-    _run(trainer, folder, checkpoint)
+    with _watchdog(recipe, trainer).watching(trainer.diffusion.network):
+        _run(trainer, folder, checkpoint)
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
@@ -99,6 +102,7 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
         head_learning_rate=recipe.train.head_learning_rate,
+        limits=Limits(recipe.train.stop_at_grad_norm, recipe.train.stop_at_log_ratio),
     )
     check_world(trainer)
     if needs_reference_copy(recipe):
@@ -108,6 +112,11 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
     for callback in _callbacks(recipe, folder, trainer, checkpoint):
         trainer.add_callback(callback)
     return trainer
+
+
+def _watchdog(recipe: Recipe, trainer: DiffusionTrainer) -> Watchdog:
+    processes = trainer.accelerator
+    return Watchdog(recipe.stuck_after, processes.process_index, processes.num_processes, board_of_processes())
 
 
 def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> None:
