@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -10,10 +9,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 from dllm_rl.errors import DllmRlError, one_line
+from dllm_rl.rollouts.last_resort import for_summary
 
 Result = TypeVar("Result")
 
@@ -44,25 +43,23 @@ def as_one_of_several(function: Callable[[], Result]) -> Result:
     try:
         return function()
     except DllmRlError as error:
-        _for_summary(f"{type(error).__name__}: see the line of this rank above")
+        for_summary(f"{type(error).__name__}: see the line of this rank above")
         _leave_soon(2)
         raise
     except Exception as error:
         if who() and _LOST.search(str(error)):
             _lost_another(error)
-        _for_summary(f"{type(error).__name__}: see the traceback of this rank above")
+        for_summary(f"{type(error).__name__}: see the traceback of this rank above")
         _leave_soon(1)
         raise
 
 
 def _lost_another(error: Exception) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # how the launcher ends those who are left
-    told = one_line(error)[:120]
-    say(
-        f"lost the connection to another process, which ended first; what it said, or its exit code, is why ({told} ...)"
-    )
+    told = one_line(error)[:100]
+    say(f"lost another process, which ended first; what it said, or its exit code, is the reason ({told} ...)")
     time.sleep(_SECONDS_FOR_THE_FIRST)
-    _for_summary("lost the connection to another process; this is not the cause")
+    for_summary("lost the connection to another process; this is not the cause")
     sys.stdout.flush()
     os._exit(1)  # leaving the process group would wait for those who are gone
 
@@ -73,11 +70,3 @@ def _leave_soon(code: int) -> None:
         timer = threading.Timer(_SECONDS_TO_LEAVE, os._exit, [code])
         timer.daemon = True
         timer.start()
-
-
-def _for_summary(text: str) -> None:
-    """What torchrun's summary shows of this process; without it, it shows how to have a traceback there."""
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
-        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")

@@ -262,7 +262,7 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        own = {name: "float" for name in type(self).model_fields} | {"views_per_forward": "int"}
+        own = dict.fromkeys(type(self).model_fields, "float") | {"views_per_forward": "int"}
         known = upstream.training_arguments() | own
         for key, value in self.arguments.items():
             if key in self._elsewhere:
@@ -330,8 +330,8 @@ class Recipe(Section):
         if self.stuck_after < self.seconds_of_rewards:
             raise ValueError(
                 f"train.stuck_after: found {self.stuck_after:g} s, and the reward functions may take "
-                f"{self.seconds_of_rewards:g} s together (reward.time_limit each), in which no forward is made; raise it "
-                "or lower reward.time_limit"
+                f"{self.seconds_of_rewards:g} s together (reward.time_limit each), in which no forward is made; raise "
+                "it or lower reward.time_limit"
             )
         fit.check_samplers(self)
         return self

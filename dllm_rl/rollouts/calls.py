@@ -18,15 +18,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
 
 from dllm_rl.rollouts import last_resort
 
 GRACE_SECONDS = 30.0
 
 
+class Pending(Protocol):
+    """A call that was started, in this process or in one of its own."""
+
+    name: str
+
+    def result(self) -> Any: ...
+
+    def cancel(self) -> object: ...
+
+    def place(self) -> str: ...
+
+    def describe(self, error: Exception) -> str: ...
+
+    def raised_at(self, error: BaseException) -> str: ...
+
+
 class Call:
-    """A call under way."""
+    """A call under way in this process."""
 
     def __init__(self, name: str, future: Future[Any], thread: threading.Thread, seconds: float) -> None:
         self.name = name
@@ -58,6 +74,10 @@ class Call:
         """Where the thread of the call is now."""
         frame = sys._current_frames().get(self._thread.ident or -1)
         return f"at {_site(traceback.extract_stack(frame)[-1])}" if frame is not None else "no longer running"
+
+    def describe(self, error: Exception) -> str:
+        """What the function raised."""
+        return f"{type(error).__name__}: {error}"
 
     def raised_at(self, error: BaseException) -> str:
         """Where an error of the call came from."""

@@ -1,19 +1,21 @@
-"""The end of a process whose interpreter is blocked: code in C that holds the interpreter's lock stops every thread.
+"""The end of a process that cannot end as others do, above all one whose interpreter is blocked.
 
-`faulthandler` needs no lock, but has one timer per process, so all that may hang in a process share it here. When a
-deadline passes, the stacks of all threads go to stderr after one line that says what overran, and the process ends with
-exit code 1.
+Code in C that holds the interpreter's lock stops every thread. `faulthandler` needs no lock, but has one timer per
+process, so all that may hang in a process share it here. When a deadline passes, the stacks of all threads go to stderr
+after one line that says what overran, and the process ends with exit code 1.
 """
 
 from __future__ import annotations
 
 import atexit
 import faulthandler
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import IO
 
 _TELL = """
@@ -21,7 +23,7 @@ trap '' INT TERM HUP
 while IFS= read -r line; do
   case $line in
     "next "*) what=${line#next } ;;
-    Timeout*) printf 'dllm-rl: %s%s; nothing in this process can interrupt it. It ends, and was here:\\n' "$1" "$what" ;;
+    Timeout*) printf 'dllm-rl: %s%s; nothing in this process can interrupt it. It ends here:\\n' "$1" "$what" ;;
     *) printf '%s\\n' "$line" ;;
   esac
 done
@@ -84,6 +86,14 @@ def _dismiss(teller: subprocess.Popen[str]) -> None:
     if teller.stdin is not None:
         teller.stdin.close()
     teller.wait()
+
+
+def for_summary(text: str) -> None:
+    """What torchrun's summary is to show of this process, which is about to end; by itself it shows no reason."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        extra = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": text, "extraInfo": extra}}), encoding="utf-8")
 
 
 def _forget_all() -> None:

@@ -1,4 +1,4 @@
-"""Stopping when numbers go wrong: before the weights are stepped, on all processes at once, with the rows at fault saved.
+"""Stopping when numbers go wrong: before the weights are stepped, on all processes at once, with the rows saved.
 
 Whatever is looked at stays on the device until the gradient norm is known, which waits for everything anyway; what
 the processes found is then exchanged once per update.
@@ -30,7 +30,7 @@ SIGNS = (
     "a log-probability of the reference is not finite",
     "a log-ratio is above train.stop_at_log_ratio",
 )
-"""What can be wrong with a micro-batch, in the order of `signs`."""
+"""What can be wrong with a micro-batch, C of them."""
 _NOT_FINITE, _TOO_LARGE = "the gradient norm is not finite", "the gradient norm is above train.stop_at_grad_norm"
 
 
@@ -50,7 +50,7 @@ class Seen(NamedTuple):
     batch: Batch
     logp: Float[Tensor, "R N"]
     """Scores of the policy, in the order of the batch's views."""
-    signs: Bool[Tensor, "6"]
+    signs: Bool[Tensor, " C"]
 
 
 Exchange = Callable[[Tensor], Tensor]
@@ -143,7 +143,7 @@ class DivergenceGuard:
         }
 
 
-def _signs(batch: Batch, logp: Float[Tensor, "R N"], loss: Tensor, limits: Limits) -> Bool[Tensor, "6"]:
+def _signs(batch: Batch, logp: Float[Tensor, "R N"], loss: Tensor, limits: Limits) -> Bool[Tensor, " C"]:
     scored, fine = batch.views.scored, torch.ones((), dtype=torch.bool, device=logp.device)
 
     def finite(values: Tensor | None, where: Tensor | None = None) -> Tensor:

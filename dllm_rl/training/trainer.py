@@ -61,7 +61,7 @@ class DiffusionTrainer(Trainer):
         args: TrainingArguments,
         views_per_forward: int,
         head_learning_rate: float | None = None,
-        limits: Limits = Limits(),
+        limits: Limits | None = None,
         evaluator: Evaluator | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -75,7 +75,10 @@ class DiffusionTrainer(Trainer):
         self.evaluator = evaluator
         self.samples: list[Sample] = []
         self.divergence = DivergenceGuard(
-            Path(args.output_dir) / "diverged", limits, args.process_index, getattr(model.tokenizer, "decode", None)
+            Path(args.output_dir) / "diverged",
+            limits or Limits(),
+            args.process_index,
+            getattr(model.tokenizer, "decode", None),
         )
         self._window: Window | None = None
         self._reports: dict[str, Report] = {}

@@ -28,6 +28,7 @@ _STDERR = 2
 _STEPS = 8
 """How often a limit is looked at."""
 _SECONDS_FOR_A_REPLY = 10.0
+_SECONDS_TO_WRITE = 0.3
 
 
 class Board(Protocol):
@@ -102,7 +103,7 @@ class Watchdog:
         pause = min(self.limit / _STEPS, 5.0)
         while not self._over.wait(pause):
             last_resort.expect("watchdog", f"no step was made in {self.limit:g} s", self.limit + 2 * pause)
-            with contextlib.suppress(distributed.DistError, RuntimeError):  # who kept the board may have left already
+            with contextlib.suppress(RuntimeError):  # who kept the board may have left already
                 self._compare()
             if time.monotonic() - self._since > self.limit:
                 self._end_all()
@@ -125,34 +126,37 @@ class Watchdog:
         if int(rank) == self.rank or self._over.wait(_SECONDS_FOR_A_REPLY):
             return
         self._say(f"rank {rank} failed ({error}, said there); this process ends with it")
+        last_resort.for_summary(f"ends with rank {rank}")
         os._exit(1)
 
     def _end_all(self) -> None:
         """Show where every process of this machine is, and end this one; the launcher ends the others."""
         self._say(
-            f"no process has made a step for {self.limit:g} s (train.stuck_after); what each process of this machine is "
-            "doing follows, most recent call first. One that waits in a collective waits for the one that does not"
+            f"no process has made a step for {self.limit:g} s (train.stuck_after). Where this machine's are follows, "
+            "the most recent call first; one that waits for others, in a collective, waits for one that does not"
         )
         faulthandler.dump_traceback(_STDERR, all_threads=True)
-        with contextlib.suppress(distributed.DistError, RuntimeError):
+        with contextlib.suppress(RuntimeError):
             self._tell("failed", f"{self.rank} stuck")
-            for other in self._neighbours():
+            for other, process in self._neighbours():
+                self._say(f"now rank {other}")
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(other, _SHOW_STACKS)
-        time.sleep(1.0)  # they write now
+                    os.kill(process, _SHOW_STACKS)
+                time.sleep(_SECONDS_TO_WRITE)
+        last_resort.for_summary(f"no step for {self.limit:g} s: see where all ranks were, above")
         os._exit(1)
 
-    def _neighbours(self) -> Iterator[int]:
-        """Ids of the other processes on this machine."""
+    def _neighbours(self) -> Iterator[tuple[int, int]]:
+        """Ranks and ids of the other processes on this machine."""
         for other in range(self.world):
             if self.board is not None and other != self.rank and self.board.check([f"process/{other}"]):
                 host, process = self.board.get(f"process/{other}").decode().split()
                 if host == socket.gethostname():
-                    yield int(process)
+                    yield other, int(process)
 
     def _tell(self, key: str, value: str) -> None:
         if self.board is not None:
-            with contextlib.suppress(distributed.DistError, RuntimeError):
+            with contextlib.suppress(RuntimeError):
                 self.board.set(key, value)
 
     def _say(self, text: str) -> None:
