@@ -98,13 +98,11 @@ class DivergenceGuard:
             return
         alone = sum(found) > 0 and not bool(mine.any())
         if alone:
-            raise DivergenceError(
-                f"update {update}: {', '.join(wrong)} on another rank, which saves the rows; all stop"
-            )
+            raise DivergenceError(f"update {update}: {', '.join(wrong)}, on another rank, which saves the rows")
         raise DivergenceError(
-            f"update {update}: {', '.join(wrong)}; {self._save(seen, update, wrong, samples)}. Look at them, "
-            "lower train.learning_rate or train.max_grad_norm, and run the recipe again: it goes on from its last "
-            "checkpoint, which is from before"
+            f"update {update}: {', '.join(wrong)}; {self._save(seen, update, wrong, samples)}. Look at "
+            "them; go on from the last checkpoint, which is from before, with a lower train.learning_rate or "
+            "train.max_grad_norm (train.resume_from_checkpoint=CHECKPOINT, and another output)"
         )
 
     def _save(self, seen: Sequence[Seen], update: int, wrong: list[str], samples: Sequence[Sample]) -> str:

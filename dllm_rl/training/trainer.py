@@ -75,7 +75,7 @@ class DiffusionTrainer(Trainer):
         self.evaluator = evaluator
         self.samples: list[Sample] = []
         self.divergence = DivergenceGuard(
-            Path(args.output_dir) / "diverged",
+            Path(str(args.output_dir)) / "diverged",
             limits or Limits(),
             args.process_index,
             getattr(model.tokenizer, "decode", None),
@@ -139,7 +139,7 @@ class DiffusionTrainer(Trainer):
         for loss in losses:
             self._report(loss.metrics)
         total = scale * torch.stack([loss.total for loss in losses]).sum()
-        self.divergence.look(batch, *scores, total)
+        self.divergence.look(batch, scores[0], total)
         return torch.as_tensor(total, dtype=torch.float32)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
@@ -148,7 +148,7 @@ class DiffusionTrainer(Trainer):
         Raises:
             DivergenceError: on all processes.
         """
-        norm: Tensor | float | None = super()._get_grad_norm(model, grad_norm=grad_norm)
+        norm: Tensor | float | None = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
         known = norm if self.accelerator.mixed_precision != "fp16" else None  # a loss scaler passes such updates over
         self.divergence.check(known, self.state.global_step + 1, self._summed, self.samples)
         return norm

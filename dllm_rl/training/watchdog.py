@@ -45,13 +45,14 @@ def board_of_processes() -> Board | None:
     """The store over which launched processes met, by a connection of its own; None for a process that is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    store = distributed.TCPStore(
+    store = distributed.TCPStore(  # type: ignore[attr-defined]
         os.environ["MASTER_ADDR"],
         int(os.environ["MASTER_PORT"]),
         is_master=False,
         timeout=timedelta(seconds=_SECONDS_FOR_A_REPLY),
     )
-    return distributed.PrefixStore("dllm_rl/watchdog", store)
+    board: Board = distributed.PrefixStore("dllm_rl/watchdog", store)  # type: ignore[attr-defined]
+    return board
 
 
 @dataclass
