@@ -10,16 +10,13 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
+from dllm_rl.cli.failing import as_one_of_several, say
 from dllm_rl.cli.generate import add_generate, generate, replay
 from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
 from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
 from dllm_rl.errors import DllmRlError, RunStoppedError
-
-if TYPE_CHECKING:
-    from dllm_rl.recipe.build import RunResult
 
 EXIT_STOPPED = 75
 """Of a run that a signal stopped, with a checkpoint: EX_TEMPFAIL of sysexits.h, "try again later"."""
@@ -44,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"dllm-rl: {stop}", file=sys.stderr)
         return EXIT_STOPPED
     except DllmRlError as error:
-        print(f"dllm-rl: {error}", file=sys.stderr)
+        say(str(error))
         return 2
 
 
@@ -61,16 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
     load_recipe(arguments.recipe, arguments.overrides)  # tells of a mistake at once, before anything heavy is imported
     from dllm_rl.recipe.build import train
 
-    _recorded(train)(arguments.recipe, arguments.overrides)
-
-
-def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | None]:
-    """Under torchrun, put a failing rank's own traceback into the launcher's summary."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return function
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(function)
+    as_one_of_several(lambda: train(arguments.recipe, arguments.overrides))
 
 
 def _check(arguments: argparse.Namespace) -> None:

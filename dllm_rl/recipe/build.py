@@ -30,11 +30,13 @@ from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import Found, clear_broken, could_not_write, find_whole, planned_updates, update_of
 from dllm_rl.training.compat import prepare_frozen
+from dllm_rl.training.divergence import Limits
 from dllm_rl.training.keeping import KeepWhole
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.manifest import problem_of
 from dllm_rl.training.stopping import StopAtWindowEnd, StopRequest, follow_launcher
 from dllm_rl.training.trainer import DiffusionTrainer
+from dllm_rl.training.watchdog import Watchdog, board_of_processes
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
             log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
             warn_of_another_schedule(trainer, checkpoint)
             trainer.args.eval_on_start = False
-        with _told_if_unwritable(folder):
+        with _told_if_unwritable(folder), _watchdog(recipe, trainer).watching(trainer.diffusion.network):
             if trainer.accelerator.is_main_process:
                 record(recipe)
             _run(recipe, trainer, folder, checkpoint)
@@ -134,6 +136,7 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
         head_learning_rate=recipe.train.head_learning_rate,
+        limits=Limits(recipe.train.stop_at_grad_norm, recipe.train.stop_at_log_ratio),
     )
     check_world(trainer)
     if needs_reference_copy(recipe):
@@ -141,6 +144,11 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _watchdog(recipe: Recipe, trainer: DiffusionTrainer) -> Watchdog:
+    processes = trainer.accelerator
+    return Watchdog(recipe.stuck_after, processes.process_index, processes.num_processes, board_of_processes())
 
 
 def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> None:

@@ -39,6 +39,9 @@ _MAY_CHANGE = (
     "train.views_per_forward",
     "rollout.batch_size",
     "reward.time_limit",
+    "reward.workers",
+    "train.stuck_after",
+    "train.stop_at_",
 )
 _PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "deepspeed")
 

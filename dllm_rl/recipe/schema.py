@@ -126,6 +126,9 @@ class RewardSection(Section):
     """per_function: each function's values are normalised within a prompt's group before they are weighted (GDPO)."""
     time_limit: Annotated[float, Field(gt=0)] = 60.0
     """Seconds one call of one function may take."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes, beside each training process, that run the plain functions: one that crashes or hangs there takes
+    nothing with it. 0: they run in the training process. Asynchronous functions and reward models always do."""
 
     @model_validator(mode="before")
     @classmethod
@@ -245,6 +248,13 @@ class TrainSection(Section):
     """Noised copies scored by one forward; lower it when memory runs out, results do not change."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of a policy head; null: learning_rate."""
+    stuck_after: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without a forward on any process after which the run ends, with what each process was doing; longer than
+    a checkpoint, a compilation and all reward functions take. Null: 1800, or twice the reward functions' limits."""
+    stop_at_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient norm, before clipping, above which the run stops and saves the rows; null: none that is finite."""
+    stop_at_log_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Likewise the absolute log-ratio of one token under the policy and under the weights that wrote it, nats."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -253,7 +263,8 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = upstream.training_arguments() | {"views_per_forward": "int", "head_learning_rate": "float"}
+        own = dict.fromkeys(type(self).model_fields, "float") | {"views_per_forward": "int"}
+        known = upstream.training_arguments() | own
         for key, value in self.arguments.items():
             if key in self._elsewhere:
                 raise _option_error(key, f"not set here: {self._elsewhere[key]}")
@@ -313,8 +324,32 @@ class Recipe(Section):
             )
         if self.train.head_learning_rate is not None and self.algorithm.head is None:
             raise ValueError(f"train.head_learning_rate: {name} trains no policy head; remove it")
+        if self.train.stop_at_log_ratio is not None and not self.algorithm.needs_behaviour:
+            raise ValueError(
+                f"train.stop_at_log_ratio: {name} does not compare with the weights that wrote a rollout; remove it"
+            )
+        if self.stuck_after < self.seconds_of_rewards:
+            raise ValueError(
+                f"train.stuck_after: found {self.stuck_after:g} s, and the reward functions may take "
+                f"{self.seconds_of_rewards:g} s together (reward.time_limit each), in which no forward is made; raise "
+                "it or lower reward.time_limit"
+            )
         fit.check_samplers(self)
         return self
+
+    @property
+    def seconds_of_rewards(self) -> float:
+        """What the reward functions of one rollout may take, one after another."""
+        if self.reward is None:
+            return 0.0
+        judgements = 2 if self.algorithm.judges_steps else 1
+        return judgements * self.reward.time_limit * len(self.reward.functions + self.reward.gates)
+
+    @property
+    def stuck_after(self) -> float:
+        """`train.stuck_after`, or what stands for it."""
+        given = self.train.stuck_after
+        return max(1800.0, 2 * self.seconds_of_rewards) if given is None else given
 
 
 def _check_option(key: str, value: object, known: dict[str, str], owner: str) -> None:

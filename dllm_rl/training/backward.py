@@ -108,6 +108,7 @@ def backward(
     group_context: GroupContext,
     back_propagate: Callable[[Tensor], None],
     also: Tensor | None = None,
+    see: Callable[[Scores], object] = lambda scores: None,
 ) -> list[Loss]:
     """Add the gradient of `scale * loss` to the parameters.
 
@@ -118,6 +119,7 @@ def backward(
         scale: what the sum is multiplied by: the inverse of the update's exact count, times what averaging over
             processes takes away.
         also: added to the objective of the last group.
+        see: called once with the scores of all views, without gradient.
 
     Returns:
         Losses whose sum is the loss (detached), and one of nothing that reports on all views together.
@@ -135,7 +137,9 @@ def backward(
         losses += [loss] if loss is not None else []
         seen += [] if group.padding else [_together([scores])]  # its graph is not kept
     nothing = torch.zeros_like(losses[0].total)
-    return [*losses, Loss(nothing, algorithm.diagnose(batch, _together(seen)))]
+    scores = _together(seen)
+    see(scores)
+    return [*losses, Loss(nothing, algorithm.diagnose(batch, scores))]
 
 
 Part = tuple[Tensor, Loss | None, Scores]
