@@ -16,6 +16,7 @@ from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.launch import (
     check_world,
     leave_process_group_at_exit,
+    load_whole,
     quieten,
     training_arguments,
 )
@@ -27,6 +28,7 @@ from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import is_disk_full, last_complete, planned_updates, update_of
 from dllm_rl.training.compat import prepare_frozen
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
+from dllm_rl.training.spread import RecordSpread, Spread, refuse_unfit
 from dllm_rl.training.trainer import DiffusionTrainer
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def _checkpoint(recipe: Recipe) -> Path | None:
 
 def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | None) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
+    load_whole()
     model = make_model(recipe, base)
     rows = load_data(recipe, base, model)
     arguments = training_arguments(recipe, len(rows), resuming=checkpoint is not None)
@@ -101,6 +104,10 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
         head_learning_rate=recipe.train.head_learning_rate,
     )
     check_world(trainer)
+    spread = Spread.of(trainer.accelerator, trainer.layout)
+    if checkpoint is not None:
+        refuse_unfit(checkpoint, spread)
+    trainer.add_callback(RecordSpread(spread))
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
