@@ -20,6 +20,7 @@ from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.launch import (
     check_world,
     leave_process_group_at_exit,
+    load_whole,
     quieten,
     training_arguments,
 )
@@ -34,6 +35,7 @@ from dllm_rl.training.divergence import Limits
 from dllm_rl.training.keeping import KeepWhole
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.manifest import problem_of
+from dllm_rl.training.spread import RecordSpread, Spread, refuse_unfit
 from dllm_rl.training.stopping import StopAtWindowEnd, StopRequest, follow_launcher
 from dllm_rl.training.trainer import DiffusionTrainer
 from dllm_rl.training.watchdog import Watchdog, board_of_processes
@@ -78,6 +80,7 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         trainer = _trainer(recipe, base)
         checkpoint = _checkpoint(recipe, ours, trainer.accelerator)
         if checkpoint is not None:
+            refuse_unfit(checkpoint, Spread.of(trainer.accelerator, trainer.layout))
             log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
             warn_of_another_schedule(trainer, checkpoint)
             trainer.args.eval_on_start = False
@@ -126,6 +129,7 @@ def _own_checkpoint(output: Path) -> Path | None:
 
 def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
+    load_whole()
     model = make_model(recipe, base)
     rows = load_data(recipe, base, model)
     arguments = training_arguments(recipe, len(rows))
@@ -139,6 +143,7 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
         limits=Limits(recipe.train.stop_at_grad_norm, recipe.train.stop_at_log_ratio),
     )
     check_world(trainer)
+    trainer.add_callback(RecordSpread(Spread.of(trainer.accelerator, trainer.layout)))
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)

@@ -37,6 +37,8 @@ _MAY_CHANGE = (
     "train.run_name",
     "train.resume_from_checkpoint",
     "train.views_per_forward",
+    "train.per_device_train_batch_size",  # their product with the number of processes is compared with a checkpoint's
+    "train.gradient_accumulation_steps",
     "rollout.batch_size",
     "reward.time_limit",
     "reward.workers",

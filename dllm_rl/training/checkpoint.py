@@ -16,6 +16,7 @@ from dllm_rl.errors import CheckpointError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
 from dllm_rl.training.manifest import is_finished, problem_of
+from dllm_rl.training.spread import as_held
 
 _STATE = "trainer_state.json"
 _NO_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
@@ -105,17 +106,18 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
                 f"{folder}: the adapter does not fit the recipe's: {len(wrong)} weights are in one and not in the "
                 f"other, such as {wrong[0]}; resume with the recipe it was made with"
             )
-        set_peft_model_state_dict(network, found)
+        set_peft_model_state_dict(network, {name: as_held(found[name], expected[name]) for name in sorted(found)})
         return
     loaded = load_model(folder, dtype=str(network.dtype).removeprefix("torch.")).network.state_dict()
-    wanted = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    held = network.state_dict()
+    wanted = {name: tensor.shape for name, tensor in held.items()}
     if wrong := sorted({*wanted.items()} ^ {(name, tensor.shape) for name, tensor in loaded.items()}):
         raise CheckpointError(
             f"{folder}: the weights do not fit the recipe's model: {len(wrong)} are in one and not in the other, such "
             f"as {wrong[0][0]}; resume with the recipe it was made with"
         )
     with torch.no_grad():
-        network.load_state_dict(loaded, strict=True)
+        network.load_state_dict({name: as_held(loaded[name], held[name]) for name in sorted(held)}, strict=True)
 
 
 def could_not_write(error: BaseException | None, output: Path) -> bool:

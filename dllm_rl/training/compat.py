@@ -1,9 +1,9 @@
-"""What is taken from TRL, in one place: an upgrade that moves it breaks here and nowhere else."""
+"""What is taken from TRL and from the inside of accelerate, in one place: an upgrade that moves it breaks here and nowhere else."""
 
 from __future__ import annotations
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, fsdp2_prepare_model
 from torch import nn
 
 
@@ -17,5 +17,8 @@ def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> nn.Module:
 
         prepared: nn.Module = prepare_deepspeed(network, accelerator)
         return prepared
+    if accelerator.distributed_type == DistributedType.FSDP:
+        sharded: nn.Module = fsdp2_prepare_model(accelerator, network)  # TRL's would be gathered as one piece
+        return sharded
     held: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
     return held
