@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dllm_rl.diffusion.corruption import Corruptor as Corruptor
     from dllm_rl.diffusion.corruption import FixedCount as FixedCount
     from dllm_rl.diffusion.corruption import FullyHidden as FullyHidden
+    from dllm_rl.diffusion.corruption import Tiled as Tiled
     from dllm_rl.diffusion.denoiser import Denoiser as Denoiser
     from dllm_rl.diffusion.denoiser import DiffusionSpec as DiffusionSpec
     from dllm_rl.diffusion.denoiser import TokenScores as TokenScores
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dllm_rl.diffusion.views import Views as Views
 
 _MODULES = {
-    "corruption": "CORRUPTORS AntitheticLevels Bernoulli Complementary Corruptor FixedCount FullyHidden",
+    "corruption": "CORRUPTORS AntitheticLevels Bernoulli Complementary Corruptor FixedCount FullyHidden Tiled",
     "denoiser": "Denoiser DiffusionSpec TokenScores",
     "likelihood": "ElboEstimate elbo elbo_draws exact_elbo score_views",
     "sequences": "sequences_from_ids",

@@ -122,8 +122,8 @@ def elbo(
         prompts: token ids, may be empty; nothing is added.
         completions: token ids, at least one each.
         num_draws: views per completion.
-        corruptor: "fixed_count", "bernoulli", "antithetic", "complementary", "fully_hidden" (one-step likelihood, not
-            an ELBO), or a corruptor.
+        corruptor: "fixed_count", "bernoulli", "antithetic", "complementary", "tiled", "fully_hidden" (one-step
+            likelihood, not an ELBO), or a corruptor.
         seed: of the draws.
         sample_ids: what a row's draws are keyed by; default 0, 1, ..., so equal rows draw apart.
         views_per_forward: changes speed and memory, not the result.

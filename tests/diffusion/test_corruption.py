@@ -18,6 +18,7 @@ from dllm_rl.diffusion.corruption import (
     FadingOut,
     FixedCount,
     FullyHidden,
+    Tiled,
 )
 from dllm_rl.diffusion.sequences import sequences_from_ids
 from dllm_rl.diffusion.views import Sequences, Views
@@ -31,11 +32,12 @@ ALL_CORRUPTORS: list[Corruptor] = [
     Bernoulli(floor=0.0),
     AntitheticLevels(),
     Complementary(),
+    Tiled(),
     FadingOut(share=0.7),
     FullyHidden(),
 ]
 HIDE_SCORED_ONLY = ALL_CORRUPTORS[:-1]
-COUNTED: list[Corruptor] = [FixedCount(), FixedCount(stratified=False), AntitheticLevels()]
+COUNTED: list[Corruptor] = [FixedCount(), FixedCount(stratified=False), AntitheticLevels(), Tiled()]
 
 
 def keys(count: int, seed: int = 0) -> Tensor:
@@ -210,26 +212,27 @@ def test_corruptors_are_values(corruptor: Corruptor) -> None:
 
 
 def test_names() -> None:
-    defaults = [FixedCount(), Bernoulli(), AntitheticLevels(), Complementary(), FullyHidden()]
+    defaults = [FixedCount(), Bernoulli(), AntitheticLevels(), Complementary(), Tiled(), FullyHidden()]
     assert [make() for make in CORRUPTORS.values()] == defaults
-    assert list(CORRUPTORS) == ["fixed_count", "bernoulli", "antithetic", "complementary", "fully_hidden"]
+    assert list(CORRUPTORS) == ["fixed_count", "bernoulli", "antithetic", "complementary", "tiled", "fully_hidden"]
     assert FixedCount().stratified is True
     assert Bernoulli().floor == 1e-3
     assert FullyHidden().prompt_noise == 0.15
-    assert [make.draws_per_estimate for make in CORRUPTORS.values()] == [1, 1, 2, 2, 1]
+    assert [make.draws_per_estimate for make in CORRUPTORS.values()] == [1, 1, 2, 2, 1, 1]
 
 
 # --- unbiased, by enumeration of every draw --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("corruptor", [FixedCount(), Tiled()], ids=repr)
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("draws", [1, 2, 3])
 def test_fixed_counts_weigh_every_hidden_set_as_the_elbo_does(
-    monkeypatch: pytest.MonkeyPatch, n: int, draws: int
+    monkeypatch: pytest.MonkeyPatch, corruptor: Corruptor, n: int, draws: int
 ) -> None:
     levels, noise = every_draw(n, n * draws, draws)
     deal(monkeypatch, levels, noise)
-    views = FixedCount().views(completion_only(n, len(levels)), draws, keys(len(levels)), MASK)
+    views = corruptor.views(completion_only(n, len(levels)), draws, keys(len(levels)), MASK)
     assert by_set(views) == pytest.approx(elbo_coefficients(n), rel=1e-12)
 
 
@@ -245,6 +248,15 @@ def test_pairs_weigh_every_hidden_set_as_the_elbo_does(
     seen = by_set(views)
     seen.pop((), None)
     assert seen == pytest.approx(elbo_coefficients(n), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_each_tiled_draw_is_unbiased_alone(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    levels, noise = every_draw(n, 3 * n, 3)
+    deal(monkeypatch, levels, noise)
+    views = Tiled().views(completion_only(n, len(levels)), 3, keys(len(levels)), MASK)
+    for draw in range(3):
+        assert by_set(views.select(torch.arange(draw, len(views), 3))) == pytest.approx(elbo_coefficients(n), rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5])
@@ -402,6 +414,24 @@ def test_the_levels_of_pairs_are_stratified(corruptor: Corruptor) -> None:
     views = corruptor.views(completion_only(6, 100), 12, keys(100), MASK)
     first = views.scored.sum(-1).view(100, 6, 2)[:, :, 0]
     assert all(sorted(row.tolist()) == [1, 2, 3, 4, 5, 6] for row in first)
+
+
+def test_tiles_follow_one_another_around_the_circle_from_the_smallest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels 0.5, 0.75, 0, 0.25 of eight tokens are counts 5, 7, 1, 3; the circle is the order of the noise."""
+    noise = torch.tensor([3, 0, 6, 1, 7, 2, 5, 4], dtype=torch.float64).expand(1, 4, 8)
+    deal(monkeypatch, torch.tensor([[0.5]], dtype=torch.float64), noise)
+    hidden = Tiled().views(completion_only(8), 4, keys(1), MASK).scored
+    places = [sorted(noise[0, 0, view].int().tolist()) for view in hidden]
+    assert places == [[0, 4, 5, 6, 7], [1, 2, 3, 4, 5, 6, 7], [0], [1, 2, 3]]
+
+
+def test_tiles_hide_every_token_equally_often_up_to_one() -> None:
+    hidden = Tiled().views(completion_only(7, 200), 8, keys(200), MASK).scored.view(200, 8, 7)
+    often = hidden.sum(1)
+    assert int((often.amax(-1) - often.amin(-1)).max()) == 1
+    assert torch.equal(
+        hidden.sum(-1), FixedCount().views(completion_only(7, 200), 8, keys(200), MASK).scored.sum(-1).view(200, 8)
+    )
 
 
 # --- the fully hidden view -------------------------------------------------------------------------------------------
