@@ -1,5 +1,7 @@
 """Fills the learning ledger and makes its table and figure: `python -m results.tiny` from the root; `make results`.
 
+`--search` finds the settings first, on problems of its own (results/tiny/search.py); the ledger uses what was found.
+
 Runs that the ledger already holds are not repeated, so methods can be run apart, and an interrupted ledger goes on.
 """
 
@@ -8,7 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from results.tiny import figure, ledger, table
+from results.tiny import figure, ledger, search, table
 from results.tiny.methods import METHODS, SEEDS, TASKS
 from results.tiny.run import Cell, run_all
 
@@ -18,14 +20,20 @@ PAGE = ledger.FOLDER / "table.md"
 def main() -> None:
     """Run the missing cells, then write the page and the picture."""
     options = _parser().parse_args()
+    tasks = [task for task in TASKS if task.name in options.tasks]
+    methods = [method for method in METHODS if method.name in options.methods]
+    if options.search:
+        search.fill([(task, method) for method in methods for task in tasks], options.processes)
+        return
+    tries = search.read()
     runs = ledger.read()
     known = set() if options.again else {run.cell for run in runs}
     cells = [
-        (task, method, seed)
+        (task, search.settled(task, method, tries), seed)
         for seed in options.seeds
-        for task in TASKS
-        for method in METHODS
-        if task.name in options.tasks and method.name in options.methods and (task.name, method.name, seed) not in known
+        for task in tasks
+        for method in methods
+        if (task.name, method.name, seed) not in known
     ]
     runs = _fill(runs, cells, options.processes)
     PAGE.write_text(table.page(runs), encoding="utf-8")
@@ -57,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--again", action="store_true", help="repeat runs that the ledger already holds")
+    parser.add_argument("--search", action="store_true", help="find settings instead, and keep them in search.json")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side, each on one thread")
     return parser
 

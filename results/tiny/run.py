@@ -40,7 +40,7 @@ def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -
     Raises:
         RuntimeError: the run failed; the last lines that it wrote are in the message.
     """
-    changed = [*method.overrides, *method.by_task.get(task.name, ())]
+    changed = list(method.changes(task))
     given = [f"train.seed={seed}", *extra]
     with tempfile.TemporaryDirectory() as folder:
         commands = [[task.recipe, *changed, *given, f"output={folder}/run"]]
