@@ -47,6 +47,10 @@ class Method:
         """The same with further changes, for one task."""
         return replace(self, by_task={task.name: (*self.by_task.get(task.name, ()), *more)})
 
+    def recorded(self, overrides: Sequence[str]) -> Method:
+        """The same with exactly these changes, as a run records them."""
+        return replace(self, overrides=tuple(overrides), by_task={})
+
 
 def _rates(*rates: str) -> tuple[str, ...]:
     return tuple(f"train.learning_rate={rate}" for rate in rates)
@@ -67,6 +71,7 @@ METHODS = (
             "rollout=null",
             "train.per_device_train_batch_size=32",
         ),
+        by_task={"column_sum": ("train.learning_rate=1e-4",)},
         own="algorithm.beta=1.0",
         first=("-m", "results.tiny.pairs", "$recipe", "$folder/pairs.jsonl"),
         note="learns from pairs of the starting model's own rollouts, best against worst of a group, drawn beforehand",

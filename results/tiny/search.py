@@ -63,9 +63,9 @@ def best(tries: Sequence[Try]) -> Try:
 
 
 def settled(task: Task, method: Method, tries: Sequence[Try]) -> Method:
-    """A method with what its search found. One that was not searched stays as it is."""
+    """A method with what its search found. One whose search is not whole stays as it is."""
     mine = [each for each in tries if (each.task, each.method) == (task.name, method.name)]
-    return method.changed(task, best(mine).tried) if mine else method
+    return method.changed(task, best(mine).tried) if len(mine) == len(task.rates) + 1 else method
 
 
 def attempt(task: Task, method: Method, tried: Sequence[str], extra: Sequence[str] = ()) -> Try:
@@ -110,25 +110,28 @@ def speed_factor(run: Run) -> float:
     return float(((most - run.after.forwards + 1) / most) ** recipe.reward.speed_exponent)
 
 
-def fill(cells: Sequence[tuple[Task, Method]], processes: int) -> list[Try]:
+def fill(cells: Sequence[tuple[Task, Method]], processes: int, file: Path = FILE) -> list[Try]:
     """Make the tries that the file lacks, this many at a time; each is in it as soon as it ends."""
-    tries = _filled(read(), [(task, method, [rate]) for task, method in cells for rate in task.rates], processes)
+    rates = [(task, method, [rate]) for task, method in cells for rate in task.rates]
+    tries = _filled(read(file), rates, processes, file)
     own = [(task, method, [*best(_rates(tries, task, method)).tried, method.own]) for task, method in cells]
-    return _filled(tries, own, processes)
+    return _filled(tries, own, processes, file)
 
 
 def _rates(tries: Sequence[Try], task: Task, method: Method) -> list[Try]:
     return [each for each in tries if (each.task, each.method, len(each.tried)) == (task.name, method.name, 1)]
 
 
-def _filled(tries: list[Try], wanted: Sequence[tuple[Task, Method, list[str]]], processes: int) -> list[Try]:
+def _filled(
+    tries: list[Try], wanted: Sequence[tuple[Task, Method, list[str]]], processes: int, file: Path
+) -> list[Try]:
     known = [(each.task, each.method, each.tried) for each in tries]
     missing = [(task, method, tried) for task, method, tried in wanted if (task.name, method.name, tried) not in known]
     with ThreadPoolExecutor(processes) as threads:
         for done in as_completed([threads.submit(attempt, *each) for each in missing]):
             made = done.result()
             tries = [*tries, made]
-            write(tries)
+            write(tries, file)
             told = f"{made.right} of {made.problems} right, {made.forwards:.2f} forwards, worth {made.worth:.3f}"
             print(f"{made.task}, {made.method}, {' '.join(made.tried)}: {told}", flush=True)
     return tries
