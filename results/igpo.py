@@ -74,7 +74,7 @@ def _ends(metrics: Sequence[dict[str, Any]], name: str) -> list[float] | None:
 
 def _completions(metrics: dict[str, Any]) -> float:
     """Sampled in an update: 16 prompts of 8, and a second time for groups that failed."""
-    return 128 * (1 + metrics.get("inpaint/failed_groups", 0.0))
+    return 128 * (1 + float(metrics.get("inpaint/failed_groups", 0.0)))
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:

@@ -209,7 +209,9 @@ def _schedule(facts: ScheduleFacts, given: Sequence[RowFacts]) -> ScheduleTrace:
 
 def _decisions(schedule: ScheduleTrace, row: int) -> DecisionColumns:
     parts = {name: getattr(schedule, name) for name in DecisionColumns.model_fields}
-    return DecisionColumns(**{name: None if part is None else part[row].tolist() for name, part in parts.items()})
+    return DecisionColumns.model_validate(
+        {name: None if part is None else part[row].tolist() for name, part in parts.items()}
+    )
 
 
 def trace_of(

@@ -105,15 +105,13 @@ def trained(task: Task, run: Run) -> list[Decoded]:
 
 def fill(tasks: Sequence[Task], runs: Sequence[Run]) -> list[Decoded]:
     """Everything again; the file is written as the parts end."""
-    found: list[Decoded] = []
-    for task in tasks:
-        found += start(task)
+    found = [each for task in tasks for each in start(task)]
+    by_name = {task.name: task for task in tasks}
     for run in sorted(runs, key=lambda run: (run.seed, run.task)):
-        task = next((task for task in tasks if task.name == run.task), None)
-        if task is not None and run.method == TRAINED:
-            found += trained(task, run)
-            print(f"{task.name}, {run.method}, seed {run.seed}: decoded in {len(WAYS)} ways", flush=True)
-        write(found)
+        if run.method == TRAINED and run.task in by_name:
+            found += trained(by_name[run.task], run)
+            write(found)
+            print(f"{run.task}, {run.method}, seed {run.seed}: decoded in {len(WAYS)} ways", flush=True)
     return found
 
 

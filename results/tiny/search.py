@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ SEED = 3
 PROBLEMS = 500
 FIRST = 200_000
 """The problems are the training side's rows from here; runs read rows before it, those of the starting weights too."""
-_ROWS = {"column_sum": column_sum.rows, "small_sudoku": small_sudoku.rows}
+_ROWS: Mapping[str, Callable[..., list[Row]]] = {"column_sum": column_sum.rows, "small_sudoku": small_sudoku.rows}
 
 
 @dataclass(frozen=True, slots=True)
