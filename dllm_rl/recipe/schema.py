@@ -121,7 +121,8 @@ class RewardSection(Section):
     gates: list[str] = []
     """Functions whose values, from 0 to 1, multiply the weighted sum."""
     speed_exponent: Share = 0.0
-    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length."""
+    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length;
+    a guided step is one, though it costs two."""
     normalization: Literal["none", "per_function"] = "none"
     """per_function: each function's values are normalised within a prompt's group before they are weighted (GDPO)."""
     time_limit: Annotated[float, Field(gt=0)] = 60.0
@@ -164,9 +165,21 @@ class DecodingSection(Section):
     temperature: Share
     """Of the token distribution; 0 is greedy."""
     cfg_scale: Share = 0.0
-    """Classifier-free guidance; 0 is none."""
+    """Classifier-free guidance; 0 is none. A guided step costs two evaluations and counts as one forward everywhere."""
     options: Options = {}
     """Further arguments of the preset."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_caches(cls, value: Any) -> Any:
+        """Exact ones need a block-causal model, which a recipe does not tell; the others are never exact."""
+        if isinstance(value, dict) and "cache" in value:
+            raise _option_error(
+                "cache",
+                "not set here: through an approximate cache a rollout's recorded likelihood is not the model's own, so "
+                "recipes make every forward whole; dllm-rl generate and eval take --cache",
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:

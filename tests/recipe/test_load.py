@@ -84,6 +84,10 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
             "eval={tasks: [a], gen_length: 64, block_length: 32, steps: 9}",
             "eval: steps 9 cannot be shared equally by 2",
         ),
+        (
+            "eval={tasks: [a], cache: prefix}",
+            "eval.cache: not set here: through an approximate cache a rollout's ",
+        ),
         ("output=null", "output: found None, expected a valid string"),
     ],
 )
