@@ -77,7 +77,7 @@ EXTRACTION = [
     (PYTHON("f = lambda x: x + 1\n") + "\nTry it:\n" + PYTHON("print(f(1))\n"), "f = lambda x: x + 1\n"),
     (PYTHON("f == 1\n") + "\n" + PYTHON("ff = 1\n"), "ff = 1\n"),
     (f"def f(x):\n    return 0\n\nNo, rather:\n\n{DEF}\nSo.", f"def f(x):\n    return 0\n\n{DEF}\n"),
-    (f"import math\n\nThen:\n\n{DEF}\nIt is = to this.\n", f"import math\n\n{DEF}\n"),
+    (f"import math\n\nThen:\n\n{DEF}\nThis is it.\n", f"import math\n\n{DEF}\n"),
     ("\ufeff" + DEF, DEF),
     ("def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n", "def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n"),
     (DEF.replace("\n", "\r\n") + "\r\nDone", DEF.replace("\n", "\r\n") + "\r\n"),
