@@ -81,9 +81,10 @@ def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequen
         checkpoint = _checkpoint(recipe, ours, trainer.accelerator)
         if checkpoint is not None:
             refuse_unfit(checkpoint, Spread.of(trainer.accelerator, trainer.layout))
-            log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
-            warn_of_another_schedule(trainer, checkpoint)
             trainer.args.eval_on_start = False
+            if trainer.accelerator.is_main_process:
+                log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
+                warn_of_another_schedule(trainer, checkpoint)
         with _told_if_unwritable(folder), _watchdog(recipe, trainer).watching(trainer.diffusion.network):
             if trainer.accelerator.is_main_process:
                 record(recipe)
@@ -111,7 +112,7 @@ def _checkpoint(recipe: Recipe, ours: bool, accelerator: Accelerator) -> Path | 
             decided = [Path(named) if problem is None else error]
         elif ours:
             decided = [_own_checkpoint(Path(recipe.output))]
-    (found,) = broadcast_object_list(decided)
+    found: Path | CheckpointError | None = broadcast_object_list(decided)[0]
     if isinstance(found, CheckpointError):
         raise found
     return found

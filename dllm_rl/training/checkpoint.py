@@ -54,8 +54,9 @@ def find_whole(output: Path) -> Found:
 
 def checkpoints(output: Path) -> list[Path]:
     """Folders of a run's checkpoints, whole or not, newest first."""
-    found = [folder for folder in output.glob("checkpoint-*") if folder.name.removeprefix("checkpoint-").isdecimal()]
-    return sorted(found, key=update_of, reverse=True)
+    folders = [folder for folder in output.glob("checkpoint-*") if folder.is_dir()]
+    numbered = [folder for folder in folders if folder.name.removeprefix("checkpoint-").isdecimal()]
+    return sorted(numbered, key=update_of, reverse=True)
 
 
 def update_of(checkpoint: Path) -> int:

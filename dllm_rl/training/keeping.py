@@ -29,7 +29,7 @@ class KeepWhole(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """A checkpoint holds the intervals of the run that made it; those asked for now count."""
-        state.compute_steps(args, state.max_steps)
+        state.compute_steps(args, state.max_steps)  # type: ignore[no-untyped-call]
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """What was gathered for the next line of metrics is not part of a checkpoint, so it is logged before."""

@@ -117,7 +117,7 @@ def start(
 ) -> Job:
     """Fork a run; with more than one rank, as torchrun would start them.
 
-    Without a moment, how many events of each kind there were is in LOG.json when it has ended.
+    Without a moment, how many events of each kind rank 0 had is in LOG.json when it has ended.
 
     Args:
         inside: called in the child before the run, in place of counting events.
@@ -162,7 +162,8 @@ def _child(
         from dllm_rl.cli import main
 
         code = main(["run", str(recipe)])
-        log.with_suffix(".json").write_text(json.dumps(tally))
+        if place[0] == 0:
+            log.with_suffix(".json").write_text(json.dumps(tally))
     except BaseException:
         traceback.print_exc()
     finally:

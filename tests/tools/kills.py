@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -265,13 +266,14 @@ def same_bits(whole: Path, output: Path) -> bool:
 
 
 def plan(shop: Workshop, seed: int) -> Iterator[Kill]:
-    """Kills without end: every setting in turn, and for each a kind of moment, a signal and a victim drawn by seed."""
+    """Kills without end: every setting in turn, and for each a kind of moment, a signal and a victim drawn by seed.
+
+    After every fourth one a bit of the newest whole checkpoint, if there is one, is changed.
+    """
     chance = random.Random(seed)
-    while True:
-        for setting in SETTINGS:
-            shop.undisturbed(setting)
-            moment = _moment(chance, setting, shop.tallies[setting])
-            yield Kill(setting, moment, damage=chance.random() < 0.2)
+    for number, setting in enumerate(itertools.cycle(SETTINGS)):
+        shop.undisturbed(setting)
+        yield Kill(setting, _moment(chance, setting, shop.tallies[setting]), damage=number % 4 == 3)
 
 
 def _moment(chance: random.Random, setting: Setting, tally: dict[str, int]) -> Moment:

@@ -90,6 +90,7 @@ def test_the_newest_whole_checkpoint_is_found_and_the_newer_ones_are_named(tmp_p
     unfinished = make(tmp_path, 14, finished=False)
     flip(tmp_path / "checkpoint-12" / "model.safetensors")
     (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-16").touch()
     found = find_whole(tmp_path)
     assert found.checkpoint == tmp_path / "checkpoint-10" and planned_updates(found.checkpoint) == 12
     assert [update_of(folder) for folder in found.broken] == [14, 12]

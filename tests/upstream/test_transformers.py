@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 
 def _parameters(function: Any) -> list[str]:
@@ -71,3 +71,33 @@ def test_batches_are_asked_for_once_per_update_and_saved_after_the_log(tmp_path:
         f"log {u + 1}",
     ]
     assert events == [*one_update(0), *one_update(1), *one_update(2), "save 3"]
+
+
+def test_a_callback_can_end_training_with_a_checkpoint_and_is_told_when_all_its_files_are_there(tmp_path: Any) -> None:
+    """What stopping on a signal, the manifest and the dropping of old checkpoints rest on."""
+    found: dict[int, set[str]] = {}
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_save = True
+            control.should_training_stop = state.global_step == 3
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            found[state.global_step] = {file.name for file in (tmp_path / f"checkpoint-{state.global_step}").iterdir()}
+
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=5, save_strategy="no", use_cpu=True, disable_tqdm=True, report_to="none"
+    )
+    rows = [{"input_ids": torch.ones(1), "labels": torch.ones(1)}] * 8
+
+    class Squares(torch.nn.Linear):
+        def forward(self, input_ids: Any, labels: Any) -> Any:
+            return {"loss": (super().forward(input_ids) - labels).square().mean()}
+
+    trainer = Trainer(model=Squares(1, 1), args=arguments, train_dataset=rows, callbacks=[Stop()])  # type: ignore[arg-type]
+    trainer.train()
+    assert trainer.state.global_step == 3 and sorted(found) == [1, 2, 3]
+    for update, names in found.items():
+        folder = tmp_path / f"checkpoint-{update}"
+        assert names == {file.name for file in folder.iterdir()}, "files come after on_save, or old checkpoints went"
+        assert {"trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth"} <= names
