@@ -49,7 +49,7 @@ def as_one_of_several(function: Callable[[], Result]) -> Result:
         _leave_soon(2)
         raise
     except Exception as error:
-        if who() and _LOST.search(str(error)):
+        if who() and isinstance(error, RuntimeError) and _LOST.search(str(error)):  # torch's; not one of a download
             _lost_another(error)
         for_summary(f"{type(error).__name__}: see the traceback of this rank above")
         _leave_soon(1)

@@ -246,10 +246,11 @@ class RewardWorkers:
     """
 
     def __init__(self, size: int) -> None:
-        if not hasattr(select, "select") or os.name != "posix":
+        if os.name != "posix":
             raise RewardError("reward.workers: needs Linux or macOS; set it to 0")
         self.workers = [Worker() for _ in range(size)]
         self._given = 0
+        self._owner = os.getpid()
         atexit.register(self.close)
 
     def take(self, reference: str, base: Path | None, function: Callable[..., Any]) -> RemoteFunction:
@@ -260,5 +261,6 @@ class RewardWorkers:
 
     def close(self) -> None:
         """End all processes; they start again when they are needed."""
-        for worker in self.workers:
-            worker.kill()
+        if os.getpid() == self._owner:  # a forked child has none
+            for worker in self.workers:
+                worker.kill()

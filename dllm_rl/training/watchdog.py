@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import itertools
+import logging
 import os
 import signal
 import socket
@@ -19,9 +21,12 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Protocol
 
+import torch
 from torch import distributed, nn
 
 from dllm_rl.rollouts import last_resort
+
+log = logging.getLogger(__name__)
 
 _SHOW_STACKS = signal.SIGUSR2
 _STDERR = 2
@@ -29,6 +34,7 @@ _STEPS = 8
 """How often a limit is looked at."""
 _SECONDS_FOR_A_REPLY = 10.0
 _SECONDS_TO_WRITE = 0.3
+_boards = itertools.count()
 
 
 class Board(Protocol):
@@ -42,16 +48,26 @@ class Board(Protocol):
 
 
 def board_of_processes() -> Board | None:
-    """The store over which launched processes met, by a connection of its own; None for a process that is alone."""
+    """The store over which launched processes met, by a connection of its own; None for a process that is alone.
+
+    Without one, should it not be there, each process is watched for itself.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         return None
-    store = distributed.TCPStore(  # type: ignore[attr-defined]
-        os.environ["MASTER_ADDR"],
-        int(os.environ["MASTER_PORT"]),
-        is_master=False,
-        timeout=timedelta(seconds=_SECONDS_FOR_A_REPLY),
+    try:
+        store = distributed.TCPStore(  # type: ignore[attr-defined]
+            os.environ["MASTER_ADDR"],
+            int(os.environ["MASTER_PORT"]),
+            is_master=False,
+            timeout=timedelta(seconds=_SECONDS_FOR_A_REPLY),
+        )
+    except (KeyError, RuntimeError) as error:
+        log.warning("the watchdog cannot reach the other processes (%s); train.stuck_after holds for each", error)
+        return None
+    place = (
+        f"dllm_rl/watchdog/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(_boards)}"  # where nothing is yet
     )
-    board: Board = distributed.PrefixStore("dllm_rl/watchdog", store)  # type: ignore[attr-defined]
+    board: Board = distributed.PrefixStore(place, store)  # type: ignore[attr-defined]
     return board
 
 
@@ -81,7 +97,7 @@ class Watchdog:
     @contextlib.contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
         """Inside, the job is watched, and every forward of `network` is a step."""
-        hook = network.register_forward_pre_hook(self.step)
+        hook = network.register_forward_pre_hook(torch.compiler.disable(self.step))  # a count would be compiled in
         faulthandler.register(_SHOW_STACKS, file=_STDERR, all_threads=True)
         self._tell(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self._since = time.monotonic()

@@ -1,4 +1,4 @@
-"""Reward functions in processes of their own: the same values, and nothing that one does to its process reaches here."""
+"""Reward functions in processes of their own: the same values, and what one does to its process stays there."""
 
 from __future__ import annotations
 
