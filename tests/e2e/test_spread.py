@@ -142,7 +142,8 @@ def test_two_processes_give_the_run_of_one(bench: Bench, file: str) -> None:
         first, second = bench.accounts(f"{file}-{name}")
         for part, share in zip(("weights", "reference", "optimizer"), SPREAD[file], strict=True):
             held = {first[part], second[part]}
-            assert max(held) <= 1.1 * share * one[part], f"{file} {name}: {part} is not spread: {held} of {one[part]}"
+            most = 1.15 * share * one[part]  # a head may stay gathered after the last forward without gradient
+            assert max(held) <= most, f"{file} {name}: {part} is not spread: {held} of {one[part]}"
         assert first["forwards"] == second["forwards"] or file in ("ddp", "zero1", "zero2"), name
     for name in RESUMED:
         bench.compare(f"{file}-again", name, bound)
