@@ -132,5 +132,5 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="new folder")
     way = export.add_mutually_exclusive_group(required=True)
     way.add_argument("--official-names", action="store_true", help="use the names of the published modeling code")
-    way.add_argument("--merged", action="store_true", help="likewise, with the adapter added to its base: a whole model")
+    way.add_argument("--merged", action="store_true", help="likewise, the adapter added to its base: a whole model")
     return parser

@@ -26,7 +26,7 @@ from dllm_rl.recipe.output import RunFolder, check_owner, record
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import is_disk_full, last_complete, planned_updates, update_of
-from dllm_rl.training.compat import prepare_frozen
+from dllm_rl.training.compat import keep_precision, prepare_frozen
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.spread import RecordSpread, Spread, refuse_unfit
 from dllm_rl.training.trainer import DiffusionTrainer
@@ -110,6 +110,7 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
     trainer.add_callback(RecordSpread(spread))
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
+    keep_precision(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     for callback in _callbacks(recipe, folder, trainer, checkpoint):

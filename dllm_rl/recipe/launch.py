@@ -124,7 +124,7 @@ def _check_fsdp(trainer: Trainer) -> None:
     if state.distributed_type.value != "FSDP":
         raise RecipeError(
             f"launched with FSDP, but accelerate runs {state.num_processes} processes on {state.device.type} as "
-            f"{state.distributed_type.value}, which spreads nothing: accelerate does not shard on CPUs, nor in a single "
+            f"{state.distributed_type.value}, which spreads nothing: accelerate does not shard on CPUs, nor in one "
             "process. Launch with recipes/accelerate/ddp_cpu.yaml, or with zero3.yaml to spread weights over CPUs"
         )
     if not trainer.accelerator.is_fsdp2:
@@ -132,8 +132,8 @@ def _check_fsdp(trainer: Trainer) -> None:
     kept_as = state.fsdp_plugin.state_dict_type.name
     if kept_as != "FULL_STATE_DICT":
         raise RecipeError(
-            f"launched with fsdp_state_dict_type {kept_as}, of which no model would be saved; set FULL_STATE_DICT in its "
-            "fsdp_config"
+            f"launched with fsdp_state_dict_type {kept_as}, of which no model would be saved; set FULL_STATE_DICT in "
+            "its fsdp_config"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every launcher file on two processes: what it spreads, that the run is that of one process, and what can resume it."""
+"""Every launcher file on two processes: what it spreads, that its run is that of one process, what can resume it."""
 
 from __future__ import annotations
 
