@@ -86,8 +86,12 @@ def _cite(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from dllm_rl.models.export import export_official
+    from dllm_rl.models.export import export_merged, export_official
 
+    if arguments.merged:
+        export_merged(arguments.source, arguments.out)
+        print(f"{arguments.out}: a whole model, under the names of the published modeling code")
+        return
     export_official(arguments.source, arguments.out)
     print(f"{arguments.out}: written under the names of the published modeling code")
 
@@ -125,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
     export.add_argument("out", metavar="OUT", help="new folder")
-    export.add_argument(
-        "--official-names", action="store_true", required=True, help="use the names of the published modeling code"
-    )
+    way = export.add_mutually_exclusive_group(required=True)
+    way.add_argument("--official-names", action="store_true", help="use the names of the published modeling code")
+    way.add_argument("--merged", action="store_true", help="likewise, the adapter added to its base: a whole model")
     return parser

@@ -89,7 +89,7 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
         if not base.name_or_path:
             _write_base(network, folder / BASE, state_dict)
     else:
-        network.save_pretrained(str(folder), state_dict=state_dict)
+        network.save_pretrained(str(folder), state_dict=_each_once(network, state_dict))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
 
@@ -103,7 +103,14 @@ def _write_base(network: PeftModel, folder: Path, state_dict: dict[str, Tensor] 
         if ".lora_" not in name and ".modules_to_save." not in name
     }
     base: Any = network.get_base_model()
-    base.save_pretrained(str(folder), state_dict=below)
+    base.save_pretrained(str(folder), state_dict=_each_once(base, below))
+
+
+def _each_once(network: Any, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Without the second name of a tensor: a head tied to the embedding, once gathered, looks like one of its own."""
+    if state_dict is None:
+        return None
+    return {name: tensor for name, tensor in state_dict.items() if name not in network.all_tied_weights_keys}
 
 
 def _refuse_empty(folder: Path) -> None:

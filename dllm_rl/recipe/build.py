@@ -30,7 +30,7 @@ from dllm_rl.recipe.output import RunFolder, check_owner, held, put_in_place, re
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import Found, clear_broken, could_not_write, find_whole, planned_updates, update_of
-from dllm_rl.training.compat import prepare_frozen
+from dllm_rl.training.compat import keep_precision, prepare_frozen
 from dllm_rl.training.divergence import Limits
 from dllm_rl.training.keeping import KeepWhole
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
@@ -147,6 +147,7 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     trainer.add_callback(RecordSpread(Spread.of(trainer.accelerator, trainer.layout)))
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
+    keep_precision(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     return trainer

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from dllm_rl.errors import RecipeError
@@ -123,7 +124,7 @@ def _check_fsdp(trainer: Trainer) -> None:
     if state.distributed_type.value != "FSDP":
         raise RecipeError(
             f"launched with FSDP, but accelerate runs {state.num_processes} processes on {state.device.type} as "
-            f"{state.distributed_type.value}, which spreads nothing: accelerate does not shard on CPUs, nor in a single "
+            f"{state.distributed_type.value}, which spreads nothing: accelerate does not shard on CPUs, nor in one "
             "process. Launch with recipes/accelerate/ddp_cpu.yaml, or with zero3.yaml to spread weights over CPUs"
         )
     if not trainer.accelerator.is_fsdp2:
@@ -131,8 +132,8 @@ def _check_fsdp(trainer: Trainer) -> None:
     kept_as = state.fsdp_plugin.state_dict_type.name
     if kept_as != "FULL_STATE_DICT":
         raise RecipeError(
-            f"launched with fsdp_state_dict_type {kept_as}, of which no model would be saved; set FULL_STATE_DICT in its "
-            "fsdp_config"
+            f"launched with fsdp_state_dict_type {kept_as}, of which no model would be saved; set FULL_STATE_DICT in "
+            "its fsdp_config"
         )
 
 
@@ -147,13 +148,23 @@ def quieten() -> None:
 @cache
 def leave_process_group_at_exit() -> None:
     """Join the threads that processes met over before the interpreter exits: left running they may abort it."""
-    atexit.register(_leave_process_group)
+    atexit.register(leave_process_group)
 
 
-def _leave_process_group() -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        gc.collect()  # the wrapped model holds the group, and sits in reference cycles
-        distributed.destroy_process_group()
+def leave_process_group() -> None:
+    """End the threads that processes met over, from Python, which lets other threads run while it waits for them.
+
+    A wrapper of the model for several processes holds the group from C++. Were it the last to, it would wait with the
+    interpreter locked, for threads that may need it to finish. So wrappers go first, or, where something keeps them
+    (a traceback does), what they hold. Nothing is sent: other processes may be gone already.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    gc.collect()  # wrapped models sit in reference cycles
+    for wrapper in [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]:
+        for held in ("logger", "reducer"):
+            wrapper.__dict__.pop(held, None)
+    distributed.destroy_process_group()
 
 
 def load_whole() -> None:

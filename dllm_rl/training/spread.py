@@ -1,4 +1,4 @@
-"""How a run is spread over processes, what its checkpoints say of it, and which of them a run spread otherwise can use."""
+"""How a run is spread over processes, what its checkpoints say of it, and which of them another run can use."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def refuse_unfit(checkpoint: Path, here: Spread) -> None:
     in_parts = there.form.startswith("zero") and there.processes != here.processes
     if there.form != here.form or in_parts:
         raise CheckpointError(
-            f"{checkpoint}: its optimiser was kept as {there.form} by {there.processes} processes and this run keeps it "
-            f"as {here.form} in {here.processes}, so it cannot go on exactly; launch it as it was, or start another run "
-            f"from the weights alone (model.path or model.adapter={checkpoint}, another output)"
+            f"{checkpoint}: its optimiser was kept as {there.form} by {there.processes} processes and this run keeps "
+            f"it as {here.form} in {here.processes}, so it cannot go on exactly; launch it as it was, or start another "
+            f"run from the weights alone (model.path or model.adapter={checkpoint}, another output)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Every launcher file on two processes: what it spreads, that the run is that of one process, and what can resume it."""
+"""Every launcher file on two processes: what it spreads, that its run is that of one process, what can resume it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import dllm_rl
-from dllm_rl.models.export import export_official
+from dllm_rl.models.export import export_merged, export_official
 from dllm_rl.toys.model import build
 from dllm_rl.toys.tokenizer import character_tokenizer
 from tests.e2e import runs
@@ -33,6 +33,9 @@ HEADS = ["dultra-full", "tied-full", "tied-lora"]
 RESUMED = ["diffu_grpo-full", "vrpo-lora"]
 CHECKPOINTED = ("vrpo-lora", "diffu_grpo-full", "cj_grpo-lora", "tied-full")
 """With activations computed again in the backward, of every group of views."""
+CLIP = 1e-3
+"""Below every gradient's norm here, so that every update is clipped."""
+ROUNDED = ["vrpo-bf16", "diffu_grpo-bf16"]
 WHOLE, HALF = 1.0, 0.5
 SPREAD = {  # share of the trained weights, of the frozen copy and of the optimiser's state on each process
     "ddp": (WHOLE, WHOLE, WHOLE),
@@ -66,10 +69,12 @@ class Bench:
             gradient_accumulation_steps=2,
             per_device_train_batch_size=2 // processes,
             views_per_forward=5,
-            max_grad_norm=0.05,  # every update is clipped
+            max_grad_norm=CLIP,
             gradient_checkpointing=name in CHECKPOINTED,
             save_steps=5 if algorithm in ("cj_grpo", "dultra") else 2,
         )
+        if kind == "bf16":
+            tree["train"]["bf16"] = True
         if kind == "lora":
             tree["model"]["lora"] = LORA
         if algorithm == "tied":
@@ -98,6 +103,7 @@ class Bench:
         self.once("one")
         source = "one" if launch == "ddp" else launch  # two processes go on from one, or from themselves
         recipes = [self.recipe(launch, name, 2) for name in [*RUNS, *(HEADS if launch in HARDEST else [])]]
+        recipes += [self.recipe(launch, name, 2) for name in ROUNDED if launch in ("ddp", "fsdp2")]
         recipes += [self.recipe(f"{launch}-again", name, 2, self.checkpoint(source, name)) for name in RESUMED]
         self.launch(["--config_file", str(FILES / f"{launch}.yaml"), "--num_processes", "2"], recipes)
 
@@ -142,7 +148,8 @@ def test_two_processes_give_the_run_of_one(bench: Bench, file: str) -> None:
         first, second = bench.accounts(f"{file}-{name}")
         for part, share in zip(("weights", "reference", "optimizer"), SPREAD[file], strict=True):
             held = {first[part], second[part]}
-            assert max(held) <= 1.1 * share * one[part], f"{file} {name}: {part} is not spread: {held} of {one[part]}"
+            most = 1.15 * share * one[part]  # a head may stay gathered after the last forward without gradient
+            assert max(held) <= most, f"{file} {name}: {part} is not spread: {held} of {one[part]}"
         assert first["forwards"] == second["forwards"] or file in ("ddp", "zero1", "zero2"), name
     for name in RESUMED:
         bench.compare(f"{file}-again", name, bound)
@@ -156,7 +163,20 @@ def test_every_update_was_clipped(bench: Bench) -> None:
     bench.once("one")
     for name in RUNS:
         norms = [line["grad_norm"] for line in runs.metrics(bench.folder / f"one-{name}") if "grad_norm" in line]
-        assert len(norms) == 5 and min(norms) > 0.05, (name, norms)
+        assert len(norms) == 5 and min(norms) > CLIP, (name, norms)
+
+
+def test_fsdp_rounds_what_ddp_rounds_and_no_more(bench: Bench) -> None:
+    """In bfloat16 too: accelerate's own policy would round temperatures, planners and log-probabilities."""
+    bench.once("ddp")
+    bench.once("fsdp2")
+    for name in ROUNDED:
+        ddp, fsdp = (bench.folder / f"{launch}-{name}" for launch in ("ddp", "fsdp2"))
+        assert runs.distance(runs.weights(ddp), runs.weights(fsdp)) <= 1e-6
+        for wanted, found in zip(runs.metrics(ddp), runs.metrics(fsdp), strict=True):
+            assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6), name
+    ratios = [line["policy/ratio"] for line in runs.metrics(fsdp) if "loss" in line]
+    assert ratios == [1.0] * 5
 
 
 def test_one_process_goes_on_from_two_or_says_why_not(bench: Bench) -> None:
@@ -192,9 +212,13 @@ def test_what_was_spread_is_exported_like_any_other(bench: Bench, file: str, tmp
             sorted(folder.glob("*model.safetensors")) for folder in (tmp_path / name, tmp_path / f"one-{name}")
         )
         assert runs.distance(load_file(wanted), load_file(out)) <= 1e-5
+    export_merged(bench.folder / f"{file}-vrpo-lora", tmp_path / "merged")
     tokens = torch.tensor([[40, 41, 42]])
-    logits = [dllm_rl.load_model(bench.folder / f"{who}-vrpo-lora").logits(tokens) for who in ("one", file)]
-    torch.testing.assert_close(logits[1], logits[0], rtol=1e-5, atol=1e-5)
+    one, *others = (bench.folder / "one-vrpo-lora", bench.folder / f"{file}-vrpo-lora", tmp_path / "merged")
+    for other in others:
+        torch.testing.assert_close(
+            dllm_rl.load_model(other).logits(tokens), dllm_rl.load_model(one).logits(tokens), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_fsdp_on_cpus_is_refused_in_one_line(tmp_path: Path) -> None:
