@@ -20,7 +20,7 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.objectives.reduce import Report
 from dllm_rl.rng import fold
-from dllm_rl.training.backward import backward, score_all, score_with_entropy, view_groups
+from dllm_rl.training.backward import backward, groups_by_length, score_all, score_with_entropy
 from dllm_rl.training.checkpoint import load_weights
 from dllm_rl.training.divergence import DivergenceGuard, Limits
 from dllm_rl.training.in_step import in_step, weights_are_spread
@@ -129,7 +129,7 @@ class DiffusionTrainer(Trainer):
             batch,
             self.diffusion.with_network(model),
             self.diffusion,
-            groups=view_groups(len(batch.views), self.views_per_forward, self._most_groups(batch)),
+            groups=groups_by_length(batch, self.views_per_forward, self._most_groups(batch)),
             scale=scale,
             group_context=self._group_context(model, self.accelerator.sync_gradients),
             back_propagate=self._back_propagate,
