@@ -30,11 +30,15 @@ lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
 
-# Every number and figure of results/: the quickstart on three seeds, which the README quotes, and the learning ledger of all
-# methods, about 40 minutes on two CPU cores. The ledger keeps the runs it has: `$(PY) -m results.tiny --again` repeats them.
+# Every number and figure of results/: the quickstart on three seeds, which the README quotes, the learning ledger of all
+# methods with what is free beside it, and IGPO's table; about an hour on two CPU cores. The ledger keeps the runs it has:
+# `$(PY) -m results.tiny --again` repeats them, `--search` finds their settings, `$(PY) -m results.starts` makes the
+# starting weights again.
 results: .venv/.installed
 	$(PY) results/quickstart.py
 	$(PY) -m results.tiny
+	$(PY) -m results.tiny --free
+	$(PY) results/igpo.py
 
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed
