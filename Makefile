@@ -30,11 +30,15 @@ lint: .venv/.installed
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
 
-# Every number and figure of results/: the quickstart on three seeds, which the README quotes, and the learning ledger of all
-# methods, about 40 minutes on two CPU cores. The ledger keeps the runs it has: `$(PY) -m results.tiny --again` repeats them.
+# Every number and figure of results/: the quickstart on three seeds, which the README quotes, the learning ledger of all
+# methods with what is free beside it, and IGPO's table; about an hour on two CPU cores. The ledger keeps the runs it has:
+# `$(PY) -m results.tiny --again` repeats them, `--search` finds their settings, `$(PY) -m results.starts` makes the
+# starting weights again.
 results: .venv/.installed
 	$(PY) results/quickstart.py
 	$(PY) -m results.tiny
+	$(PY) -m results.tiny --free
+	$(PY) results/igpo.py
 
 # 30 kills at random moments, six of them through the command line, and the memory of 2,000 updates; about ten minutes on two
 # CPU cores. docs/faults.md quotes both.

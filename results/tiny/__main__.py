@@ -1,7 +1,8 @@
 """Fills the learning ledger and makes its table and figure: `python -m results.tiny` from the root; `make results`.
 
 `--search` finds the settings first, on problems of its own (results/tiny/search.py); the ledger uses what was found.
-`--free` decodes the starting weights and those of CJ-GRPO with samplers that need no training (results/tiny/free.py).
+`--free` decodes the starting weights and those of CJ-GRPO with samplers that need no training (results/tiny/free.py);
+it follows the ledger, so it comes after `--again`.
 
 Runs that the ledger already holds are not repeated, so methods can be run apart, and an interrupted ledger goes on.
 """
@@ -23,25 +24,24 @@ def main() -> None:
     options = _parser().parse_args()
     tasks = [task for task in TASKS if task.name in options.tasks]
     methods = [method for method in METHODS if method.name in options.methods]
+    runs = ledger.read()
     if options.search:
         search.fill([(task, method) for method in methods for task in tasks], options.processes)
-        return
-    tries, runs = search.read(), ledger.read()
-    if options.free:
+    elif options.free:
         free.fill(tasks, runs)
-        _make_page(runs)
-        return
-    known = set() if options.again else {run.cell for run in runs}
-    cells = [
-        (task, search.settled(task, method, tries), seed)
-        for seed in options.seeds
-        for task in tasks
-        for method in methods
-        if (task.name, method.name, seed) not in known
-    ]
-    runs = _fill(runs, cells, options.processes)
+    else:
+        known = set() if options.again else {run.cell for run in runs}
+        tries = search.read()
+        cells = [
+            (task, search.settled(task, method, tries), seed)
+            for seed in options.seeds
+            for task in tasks
+            for method in methods
+            if (task.name, method.name, seed) not in known
+        ]
+        runs = _fill(runs, cells, options.processes)
+        figure.draw(runs)
     _make_page(runs)
-    figure.draw(runs)
 
 
 def _make_page(runs: list[ledger.Run]) -> None:

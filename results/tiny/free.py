@@ -104,9 +104,10 @@ def trained(task: Task, run: Run) -> list[Decoded]:
 
 
 def fill(tasks: Sequence[Task], runs: Sequence[Run]) -> list[Decoded]:
-    """Everything again; the file is written as the parts end."""
-    found = [each for task in tasks for each in start(task)]
+    """All of these tasks again; the file is written as the parts end."""
     by_name = {task.name: task for task in tasks}
+    found = [each for each in read() if each.task not in by_name]
+    found += [each for task in tasks for each in start(task)]
     for run in sorted(runs, key=lambda run: (run.seed, run.task)):
         if run.method == TRAINED and run.task in by_name:
             found += trained(by_name[run.task], run)

@@ -60,7 +60,7 @@ def _against(right: float, forwards: float, ways: Sequence[tuple[str, float, flo
     way, free, cost = max(allowed, key=lambda found: found[1])
     found = f"For no more forwards, {_TITLES[TRAINED]}'s weights under `{way}` are at {free:.3f} with {cost:.2f}"
     if abs(right - free) < 1 / problems**0.5:  # twice the standard error of one accuracy near 1/2
-        return f"{found}: as good, and free."
+        return f"{found}: as good ({abs(right - free):.3f} apart), and free."
     return f"{found}: {abs(right - free):.3f} {'worse' if right > free else 'better'}, and free."
 
 

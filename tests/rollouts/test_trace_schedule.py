@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 import torch
 
+from dllm_rl.diffusion.ledger import gaussian_logp
+from dllm_rl.diffusion.likelihood import score_views
+from dllm_rl.diffusion.replay import replay
 from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.trajectory import Trajectory
 from dllm_rl.errors import DataError
+from dllm_rl.models.policy_head import attach_head
+from dllm_rl.rng import sample_keys
+from dllm_rl.rollouts.engine import LocalEngine, RolloutSettings
 from dllm_rl.rollouts.replay import replay_page
 from dllm_rl.rollouts.trace import Trace
 from dllm_rl.rollouts.trace_file import read_trace, write_trace
 from dllm_rl.samplers.generate import generate
+from dllm_rl.samplers.names import FEATURES
 from tests.rollouts.test_trace import assert_same
 from tests.rollouts.traces import trace
 from tests.samplers.schedules import EXPLORING, explorer, probability_from_scratch
@@ -50,6 +57,40 @@ def test_the_likelihood_is_recomputed_from_the_file_alone(tmp_path: Path, way: C
     assert_same_schedule(made.schedule, back.schedule)
     again = [probability_from_scratch(back, row, explorer(way), way, 0.7) for row in range(len(back))]
     torch.testing.assert_close(made.behaviour_logp.tolist(), again, rtol=0, atol=1e-10)
+
+
+def test_a_real_network_and_its_head_give_the_likelihood_again(tiny, tmp_path: Path) -> None:
+    """From the file: tokens at their step's temperature and guidance, and actions around what the head says."""
+    attach_head(tiny.network, {"type": "schedule", "features": len(FEATURES), "actions": 3})
+    with torch.no_grad():
+        for parameter in tiny.network.schedule.parameters():
+            parameter += 0.01
+    settings = RolloutSettings(
+        sampler="schedule",
+        gen_length=8,
+        steps=4,
+        temperature=0.8,
+        cfg_scale=0.5,
+        options={"learned": "commit temperature cfg_scale", "sigma": 0.9},
+    )
+    prompts, keys = [[1, 2], [], [3]], sample_keys(1, torch.arange(3))
+    made = LocalEngine(tiny, settings, batch_size=2).generate(prompts, keys)
+    texts = {token: str(token) for token in range(tiny.spec.mask_id + 1)}
+    write_trace(tmp_path / "trace.json", trace(made, texts=texts))
+    back = read_trace(tmp_path / "trace.json").trajectory()
+    assert_same_schedule(made.schedule, back.schedule)
+    assert back.schedule is not None
+    assert len(set(back.nfe)) > 1, "one row is filled with zeros"
+    found = replay(back, back.sequences())
+    scores = score_views(
+        tiny, back.sequences(), found.views, views_per_forward=64, transform=back.transform
+    ).logp.double()
+    tokens = torch.zeros(3, dtype=torch.float64).index_add(0, found.views.row, scores.sum(-1))
+    mean = torch.stack([tiny.schedule_at(row).double() for row in back.schedule.features])
+    living = torch.arange(back.num_steps) < torch.tensor(back.nfe)[:, None]
+    actions = gaussian_logp(back.schedule.action, mean, back.schedule.sigma).masked_fill(~living, 0.0).sum(1)
+    again = tokens + actions + back.selection_logp.sum(1)
+    torch.testing.assert_close(again.detach(), made.behaviour_logp, rtol=0, atol=1e-4)
 
 
 def assert_same_schedule(one: ScheduleTrace | None, other: ScheduleTrace | None) -> None:
