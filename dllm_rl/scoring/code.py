@@ -165,7 +165,6 @@ def _without_prose(text: str, names: Sequence[str]) -> str:
         begins = bool(_FIRST_LINE.match(line))
         if not in_text and begins and not inside:
             passages.append("")
-            quotes = 0
         inside = in_text or begins or (inside and bool(_LATER_LINE.match(line)))
         if inside:
             passages[-1] += line

@@ -78,6 +78,7 @@ EXTRACTION = [
     (PYTHON("f == 1\n") + "\n" + PYTHON("ff = 1\n"), "ff = 1\n"),
     (f"def f(x):\n    return 0\n\nNo, rather:\n\n{DEF}\nSo.", f"def f(x):\n    return 0\n\n{DEF}\n"),
     (f"import math\n\nThen:\n\n{DEF}\nThis is it.\n", f"import math\n\n{DEF}\n"),
+    (f"{DEF}\nThat is all.\nx = what is wanted\n", f"{DEF}\n"),
     ("\ufeff" + DEF, DEF),
     ("def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n", "def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n"),
     (DEF.replace("\n", "\r\n") + "\r\nDone", DEF.replace("\n", "\r\n") + "\r\n"),
@@ -161,6 +162,11 @@ BARE = {"test_setup_code": ""}
         ("", {}, 0),
         ("def set(x): return x + 1", {**BARE, "test_list": ["assert set(1) == 2"], "code": "def set(x):\n    pass"}, 1),
         ("def f(x): return 1\ndef set(x): return 7", {**BARE, "test_list": ["assert set([f(1)]) == set([2])"]}, 0),
+        (
+            PYTHON(DEF) + "\n" + PYTHON("def sorted(x): return x\n"),
+            {**BARE, "test_list": ["assert sorted([f(1)]) == [2]"]},
+            1,
+        ),
         (f"class Box: pass\n{DEF}\nbox = 5", {}, 1),  # code, set-up, tests: the set-up has the last word
     ],
 )

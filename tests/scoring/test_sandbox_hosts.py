@@ -165,7 +165,8 @@ except OSError as error:
 
 
 @needs_isolation
-def test_libraries_below_the_scratch_folder_cannot_be_put_aside() -> None:
+@pytest.mark.parametrize("before", [[], ["unshare", "-Ur"]], ids=["as root", "as a user whose the folders are"])
+def test_libraries_below_the_scratch_folder_cannot_be_put_aside(before: list[str]) -> None:
     """An environment in /tmp: code that renamed a folder on the way to it could give the judge modules of its own."""
     with tempfile.TemporaryDirectory(dir="/tmp") as folder:
         Path(folder).chmod(0o755)
@@ -198,7 +199,6 @@ assert found.passed and found.isolated, found
 found = check(Job([attack + "f()"], "import helper\\nassert helper.expected() == 0"))
 assert not found.passed, found
 """
-        done = subprocess.run(
-            [f"{folder}/bin/python", "-c", program], env=ENVIRONMENT, capture_output=True, text=True, check=False
-        )
+        command = [*before, f"{folder}/bin/python", "-c", program]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -144,6 +144,15 @@ def test_forgeries_fail(source: str) -> None:
 REPORT = b'{"passed": true, "reason": ""}'
 ENDS = "import os\ndef f(x): os._exit(0)"
 GARBLES = WRITE + "def f(x):\n    write(b'v[[[[')\n    while True: pass"
+DEAF = """
+import fcntl, os
+def f(x):
+    for d in range(3, 64):
+        try:
+            if fcntl.fcntl(d, fcntl.F_GETFL) & 3 == os.O_RDONLY: os.close(d)
+        except OSError: pass
+    return 3
+"""
 EXPECTS = "try: f(1)\nexcept Exception: pass\nelse: assert False"
 PRINTS = "for _ in range(9): print(f(1), flush=True)\nassert f(1) == 3"
 
@@ -155,6 +164,7 @@ PRINTS = "for _ in range(9): print(f(1), flush=True)\nassert f(1) == 3"
         (ENDS, EXPECTS, "it ended"),
         (ENDS, EXPECTS.replace(" Exception", ""), "it ended"),
         (GARBLES, EXPECTS, "something else than a value"),
+        (DEAF, "assert f(1) == 3\ntry: f(1)\nexcept: pass", "it ended"),
         ("import sys\ndef f(x): sys.exit()", EXPECTS, "raised SystemExit"),
         (WRITE + "def f(x):\n    write(b'v' + b' ' * (9 << 20))", EXPECTS, "at most 8388608"),
         (
@@ -164,7 +174,7 @@ PRINTS = "for _ in range(9): print(f(1), flush=True)\nassert f(1) == 3"
             "tests, line 2: AssertionError",
         ),
     ],
-    ids=["printed", "ends", "ends, all caught", "garbled", "exits", "too much", "modules"],
+    ids=["printed", "ends", "ends, all caught", "garbled", "deaf", "exits", "too much", "modules"],
 )
 def test_what_tests_do_with_an_answer_is_no_way_in(source: str, tests: str, reason: str) -> None:
     found = verdict(source, tests)

@@ -50,8 +50,6 @@ class Channel:
             CandidateFailed: there is no answer.
             Unusable: the arguments cannot be sent.
         """
-        if self.lost is not None:
-            raise CandidateFailed(self.lost)
         stream = io.BytesIO()
         try:
             _Pickler(stream).dump((operation, *arguments))

@@ -133,8 +133,8 @@ def _below_scratch(paths: Iterable[str]) -> list[str]:
     Each is a mount of its own, read-only: one that code could rename would let it put modules of its own in its place,
     and the judge would import them.
     """
-    parts = [path.removeprefix(SCRATCH + "/").split("/") for path in paths if path.startswith(SCRATCH + "/")]
-    return sorted({f"{SCRATCH}/{first}" for first, *rest in parts if rest} - set(paths))
+    below = [path.removeprefix(f"{SCRATCH}/") for path in paths if path.startswith(f"{SCRATCH}/")]
+    return sorted({f"{SCRATCH}/{path.partition('/')[0]}" for path in below} - set(paths))
 
 
 def _tmpfs(target: str, options: str) -> None:
