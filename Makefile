@@ -4,7 +4,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: .venv quickstart test test-all results mutants endurance lint
+.PHONY: .venv quickstart test test-all results benchmarks endurance mutants lint
 .DEFAULT_GOAL := test
 
 .venv: .venv/.installed
@@ -45,6 +45,14 @@ results: .venv/.installed
 endurance: .venv/.installed
 	$(PY) -m tests.tools.kills --out benchmarks/results/endurance.json
 	$(PY) -m tests.tools.growth --out benchmarks/results/growth.json
+
+# Speed and memory against plain transcriptions of published code: every number of docs/benchmarks.md, about half an hour on two
+# idle CPU cores with 8 GB free. `--quick` after one of the commands says in seconds whether it still runs.
+BENCHMARKS := update rollout step scaling
+benchmarks: .venv/.installed
+	for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
+	$(PY) benchmarks/vocabulary.py
+	$(PY) benchmarks/decode.py
 
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed

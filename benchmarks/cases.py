@@ -18,7 +18,7 @@ from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.llada import LladaConfig, LLaDAModelLM
 from dllm_rl.models.spec import spec_of
 from dllm_rl.rng import sample_keys
-from dllm_rl.training.backward import backward, score_all, view_groups
+from dllm_rl.training.backward import GroupContext, backward, score_all, view_groups
 
 VOCABULARY = 126_464
 
@@ -65,7 +65,7 @@ class Case:
     batch: Batch
     plain_loss: Callable[[], Tensor]
 
-    def ours(self) -> float:
+    def ours(self, group_context: GroupContext = lambda last: nullcontext()) -> float:
         """The library's backward; the mean loss."""
         scale = 1.0 / self.algorithm.count(self.batch)
         losses = backward(
@@ -75,7 +75,7 @@ class Case:
             self.model,
             groups=view_groups(len(self.batch.views), self.shape.views_per_forward),
             scale=scale,
-            group_context=lambda last: nullcontext(),
+            group_context=group_context,
             back_propagate=lambda objective: objective.backward(),
         )
         return scale * float(sum(loss.total for loss in losses))

@@ -22,8 +22,7 @@ LEAST_FREE_GB = 6.0
 TWO_THREADS = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
 """Threads that do not spin while they wait, so that their CPU time is work."""
 LIVE_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "1048576"}
-"""Every tensor of a megabyte or more goes back to the system when it is freed, so that resident memory is live memory.
-Costs time, so that seconds are measured apart."""
+"""Every tensor of a megabyte or more goes back to the system when it is freed: resident memory is then live memory."""
 
 
 def kilobytes(file: str, field: str) -> int:

@@ -1,4 +1,4 @@
-"""Rollout speed: seconds a forward, tokens a second and peak memory against the published loop, written plainly.
+"""Rollout speed: seconds a forward, tokens a CPU second and peak memory against the published loop, written plainly.
 
     python -m benchmarks.rollout               # about five minutes on two CPU cores; Linux, for the peak memory
 
@@ -45,7 +45,7 @@ class Shape:
 
 
 BASE = Shape()
-COMPLETIONS, LENGTHS, VOCABULARIES = [1, 2, 6], [32, 64, 128], [4_096, 32_768, 126_464]
+COMPLETIONS, LENGTHS, VOCABULARIES = [1, 2, 4], [32, 64, 128], [4_096, 32_768, 126_464]
 
 
 def sweeps() -> list[Shape]:
@@ -122,11 +122,10 @@ def measured(shape: Shape, repeats: int) -> Point:
     point: Point = {"shape": asdict(shape)}
     for name, (_, forwards) in sides.items():
         times = measure.medians(costs[name])
-        a_forward = times["seconds"] / forwards
         point[name] = {
-            "seconds_per_forward": a_forward,
+            "seconds_per_forward": times["seconds"] / forwards,
             "cpu_seconds_per_forward": times["cpu_seconds"] / forwards,
-            "tokens_per_second": 2 * shape.completions / a_forward,
+            "tokens_per_cpu_second": 2 * shape.completions * forwards / times["cpu_seconds"],
             "peak_mb": max(cost.peak_mb for cost in costs[name]),
         }
     for name in SIDES[1:]:
@@ -142,7 +141,7 @@ def draw(points: list[Point], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 6.5), layout="constrained")
-    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    axes = figure.subplots(2, 3, sharex="col", sharey="row", gridspec_kw={"wspace": 0.08})
     columns = (
         ("completions in the batch", COMPLETIONS, "completions"),
         ("completion length, tokens", LENGTHS, "length"),
@@ -151,7 +150,7 @@ def draw(points: list[Point], path: Path) -> None:
     names = {"plain": "the published loop, plain", "llada": "llada, the same law", "rl": "rl, exact likelihood"}
     for column, (label, values, field) in enumerate(columns):
         chosen = [next(p for p in points if p["shape"] == asdict(replace(BASE, **{field: n}))) for n in values]
-        for row, number in enumerate(("tokens_per_second", "peak_mb")):
+        for row, number in enumerate(("tokens_per_cpu_second", "peak_mb")):
             for side, style, colour in zip(SIDES, ("--o", "-s", "-^"), ("#0072b2", "#d55e00", "#009e73"), strict=True):
                 axes[row][column].loglog(
                     values,
@@ -165,7 +164,7 @@ def draw(points: list[Point], path: Path) -> None:
         axes[1][column].set_xticks(values, [f"{n:,}" for n in values])
         axes[1][column].minorticks_off()
         axes[1][column].set_xlabel(label)
-    axes[0][0].set_ylabel("tokens a second,\ntwo tokens a forward")
+    axes[0][0].set_ylabel("tokens a CPU second,\ntwo tokens a forward")
     axes[1][0].set_ylabel("peak memory of a rollout\nabove the weights, MB")
     base = f"{BASE.completions} completions of {BASE.length} tokens, vocabulary {BASE.vocabulary:,}"
     figure.suptitle(f"Rollouts at width 64; {base} where not the axis")
@@ -186,12 +185,12 @@ def report(points: list[Point]) -> str:
                     f"{shape.vocabulary:,}",
                     name,
                     f"{side['seconds_per_forward']:.3f}",
-                    f"{side['tokens_per_second']:.1f}",
+                    f"{side['tokens_per_cpu_second']:.1f}",
                     faster,
                     f"{side['peak_mb']:,.0f}",
                 )
             )
-    head = ["completions x tokens", "vocabulary", "side", "seconds a forward", "tokens a second"]
+    head = ["completions x tokens", "vocabulary", "side", "seconds a forward", "tokens a CPU second"]
     return measure.table([*head, "times faster (in CPU time)", "peak MB above the weights"], rows)
 
 
@@ -203,19 +202,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if arguments.only:
-        shapes = [Shape(prompt=8, length=32, vocabulary=200)] if arguments.quick else sweeps()
-        assert_equal_rollouts()
-        print(json.dumps([measured(shape, arguments.repeats) for shape in shapes]))
+        print(json.dumps([measured(shape, arguments.repeats) for shape in sweeps()]))
+        return
+    assert_equal_rollouts()
+    if arguments.quick:
+        print(report([measured(Shape(prompt=8, length=16, vocabulary=200), arguments.repeats)]))
         return
     found = measure.facts(f"python -m benchmarks.rollout --repeats {arguments.repeats}")
-    if not arguments.quick:
-        measure.refuse_little_memory()
-    options = ["--only", "measure", "--repeats", str(arguments.repeats), *(["--quick"] if arguments.quick else [])]
+    measure.refuse_little_memory()
+    options = ["--only", "measure", "--repeats", str(arguments.repeats)]
     points = measure.in_own_process("benchmarks.rollout", options, measure.TWO_THREADS | measure.LIVE_MEMORY)
     print(report(points))
-    if not arguments.quick:
-        measure.write("rollout", found | {"points": points}, arguments.out)
-        draw(points, arguments.out / "rollout.png")
+    measure.write("rollout", found | {"points": points}, arguments.out)
+    draw(points, arguments.out / "rollout.png")
 
 
 if __name__ == "__main__":

@@ -42,6 +42,9 @@ class Shape:
     vocabulary: int = 126_464
 
 
+SMALL = Shape(prompt=6, length=8, forwards=4, vocabulary=60)
+
+
 def judged(completions: Sequence[Sequence[int]]) -> Any:
     """Advantages [B] of texts that spell their ids; a reward that tells them apart."""
     import torch
@@ -234,8 +237,7 @@ def assert_equal_steps() -> None:
     """
     import torch
 
-    shape = Shape(prompt=6, length=8, forwards=4, vocabulary=60)
-    ours, plain = Ours(shape), Plain(shape)
+    ours, plain = Ours(SMALL), Plain(SMALL)
     ours.rollout()
     plain.canvas = ours.trajectory.sequences().tokens
     for side in (ours, plain):
@@ -295,20 +297,20 @@ def main() -> None:
     parser.add_argument("--only", choices=["measure"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
-    shape = Shape(prompt=6, length=8, forwards=4, vocabulary=60) if arguments.quick else Shape()
     if arguments.only:
-        assert_equal_steps()
-        print(json.dumps(measured(shape, arguments.repeats)))
+        print(json.dumps(measured(Shape(), arguments.repeats)))
+        return
+    assert_equal_steps()
+    if arguments.quick:
+        print(report(measured(SMALL, arguments.repeats)))
         return
     facts = measure.facts(f"python -m benchmarks.step --repeats {arguments.repeats}")
-    if not arguments.quick:
-        measure.refuse_little_memory()
-    options = ["--only", "measure", "--repeats", str(arguments.repeats), *(["--quick"] if arguments.quick else [])]
+    measure.refuse_little_memory()
+    options = ["--only", "measure", "--repeats", str(arguments.repeats)]
     found = measure.in_own_process("benchmarks.step", options, measure.TWO_THREADS | measure.LIVE_MEMORY)
     print(report(found))
-    if not arguments.quick:
-        measure.write("step", facts | {"shape": asdict(shape), "sides": found}, arguments.out)
-        draw(found, arguments.out / "step.png")
+    measure.write("step", facts | {"shape": asdict(Shape()), "sides": found}, arguments.out)
+    draw(found, arguments.out / "step.png")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,16 @@
 """One update of diffu-GRPO, VRPO and CJ-GRPO: seconds and peak memory against views, completion length and vocabulary.
 
-    python -m benchmarks.update                # about 25 minutes on two CPU cores; Linux, for the peak memory
+    python -m benchmarks.update                # about ten minutes on two idle CPU cores; Linux, for the peak memory
 
 A random LLaDA of small width (64, two layers), so that what is compared is everything but its matrices. An update is a
 forward and backward of one micro-batch and a step of AdamW; scores of the behaviour and of the reference are given.
 The plain side is `benchmarks.plain_trainer`, on the same views. First both are checked to give the same loss and
 gradient on a small case.
 
-Memory is the peak of resident memory during one update above what stood before it, when weights, gradients, the
-optimiser's state and the views were allocated. Seconds are medians, both sides in turn; they are measured in a process
-of their own, where freed memory is reused as it usually is. Shapes at which the plain side would take more than 5 GB
-run without it.
+Memory is the peak of resident memory during an update above what stood before it, when weights, gradients, the
+optimiser's state and the views were allocated. Seconds are medians, both sides in turn, by the clock and of CPU. All in
+one process which gives freed tensors back at once: that costs our side, whose tensors are small, a little time. The
+plain side is left out where it would take more than 5 GB.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks import measure
 from benchmarks.cases import SMALL, Shape, assert_equal_updates, make_case, make_model
+from dllm_rl.models.denoiser import DiffusionModel
 
 BASE = {
     "diffu_grpo": Shape("diffu_grpo", 6, 1, prompt=200, completion=256, views_per_forward=6),
@@ -32,8 +36,8 @@ BASE = {
     "cj_grpo": Shape("cj_grpo", 2, 16, prompt=32, completion=64),
 }
 """diffu-GRPO as d1 runs it on a device: one prompt, six completions. CJ-GRPO: two completions in 16 steps."""
-VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 2, 4, 8, 16], "cj_grpo": [4, 8, 16, 32, 64]}
-LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [32, 64, 128], "cj_grpo": [32, 64, 128]}
+VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 4, 16], "cj_grpo": [4, 16, 64]}
+LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [16, 32, 64], "cj_grpo": [16, 32, 64]}
 VOCABULARIES = [4_096, 32_768, 126_464]
 TITLES = {"diffu_grpo": "diffu-GRPO", "vrpo": "VRPO", "cj_grpo": "CJ-GRPO"}
 COPIES = {"diffu_grpo": 2.2, "vrpo": 2.5, "cj_grpo": 1.3}
@@ -48,10 +52,10 @@ def with_views(shape: Shape, views: int) -> Shape:
     return replace(shape, sequences=views) if shape.method == "diffu_grpo" else replace(shape, views=views)
 
 
-def sweeps(bases: dict[str, Shape]) -> list[Shape]:
+def sweeps() -> list[Shape]:
     """Every shape to be measured, once."""
-    found: dict[Shape, None] = {}
-    for method, base in bases.items():
+    found = dict.fromkeys(BASE.values())
+    for method, base in BASE.items():
         found |= dict.fromkeys(with_views(base, views) for views in VIEWS[method])
         found |= dict.fromkeys(replace(base, completion=length) for length in LENGTHS[method])
         found |= dict.fromkeys(replace(base, vocabulary=size) for size in VOCABULARIES)
@@ -62,12 +66,20 @@ def plain_fits(shape: Shape) -> bool:
     return COPIES[shape.method] * shape.logits_gb <= PLAIN_LIMIT_GB
 
 
-def updates(shape: Shape) -> dict[str, Callable[[], None]]:
-    """An update by either side, after one on a small batch: gradients and the optimiser's state are allocated."""
-    import torch
-
-    model = make_model(shape)
+@cache
+def network(vocabulary: int, hidden: int) -> tuple[DiffusionModel, torch.optim.Optimizer]:
+    """A model and its optimiser, with gradients and the optimiser's state allocated."""
+    model = make_model(Shape("", 1, 1, 1, 1, vocabulary=vocabulary, hidden=hidden))
     optimizer = torch.optim.AdamW(model.network.parameters(), lr=1e-6)
+    for weight in model.network.parameters():
+        weight.grad = torch.zeros_like(weight)
+    optimizer.step()
+    return model, optimizer
+
+
+def updates(shape: Shape) -> dict[str, Callable[[], None]]:
+    """An update by either side, after one on a small batch."""
+    model, optimizer = network(shape.vocabulary, shape.hidden)
 
     def update(gradient: Callable[[], float]) -> None:
         gradient()
@@ -81,30 +93,19 @@ def updates(shape: Shape) -> dict[str, Callable[[], None]]:
     return {"plain": lambda: update(case.plain), "dllm_rl": lambda: update(case.ours)}
 
 
-def measured(shapes: list[Shape], what: str, repeats: int) -> list[Point]:
-    """Both sides at each shape, in this process."""
-    found = []
-    for shape in shapes:
-        sides = updates(shape)
-        if not plain_fits(shape):
-            del sides["plain"]
-        costs = measure.interleaved(sides, repeats)
-        if what == "memory":
-            found.append({name: {"peak_mb": max(cost.peak_mb for cost in each)} for name, each in costs.items()})
-        else:
-            faster = measure.times_faster(costs["plain"], costs["dllm_rl"]) if "plain" in costs else {}
-            found.append({name: measure.medians(each) for name, each in costs.items()} | faster)
-        print(shape, found[-1], file=sys.stderr, flush=True)
-    return found
-
-
-def joined(shape: Shape, memory: Point, time: Point) -> Point:
-    """A line of the table, from what two processes found."""
-    point = {"shape": asdict(shape), **time}
-    for name, peak in memory.items():
-        point[name] = time[name] | peak
-    if "plain" in memory:
-        point["share_of_peak_memory"] = memory["dllm_rl"]["peak_mb"] / memory["plain"]["peak_mb"]
+def measured(shape: Shape, repeats: int) -> Point:
+    """Both sides at one shape, or ours alone."""
+    sides = updates(shape)
+    if not plain_fits(shape):
+        del sides["plain"]
+    costs = measure.interleaved(sides, repeats)
+    point: Point = {"shape": asdict(shape)}
+    for name, each in costs.items():
+        point[name] = measure.medians(each) | {"peak_mb": max(cost.peak_mb for cost in each)}
+    if "plain" in costs:
+        point |= measure.times_faster(costs["plain"], costs["dllm_rl"])
+        point["share_of_peak_memory"] = point["dllm_rl"]["peak_mb"] / point["plain"]["peak_mb"]
+    print(json.dumps(point), file=sys.stderr, flush=True)
     return point
 
 
@@ -123,14 +124,14 @@ def draw(points: list[Point], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 7), layout="constrained")
-    axes = figure.subplots(2, 3, sharex="col", sharey="row")
+    axes = figure.subplots(2, 3, sharex="col", sharey="row", gridspec_kw={"wspace": 0.08})
     columns = (
         ("views: completions (diffu-GRPO),\ndraws of each text (VRPO), steps (CJ-GRPO)", VIEWS, with_views),
         ("completion length, tokens", LENGTHS, lambda shape, n: replace(shape, completion=n)),
         ("vocabulary, ids", dict.fromkeys(BASE, VOCABULARIES), lambda shape, n: replace(shape, vocabulary=n)),
     )
     for column, (label, values, changed) in enumerate(columns):
-        for row, number in enumerate(("peak_mb", "seconds")):
+        for row, number in enumerate(("peak_mb", "cpu_seconds")):
             for colour, method in zip(("#0072b2", "#d55e00", "#009e73"), BASE, strict=True):
                 line = [(n, at(points, changed(BASE[method], n))) for n in values[method]]
                 for side, style in (("plain", "--o"), ("dllm_rl", "-s")):
@@ -145,7 +146,7 @@ def draw(points: list[Point], path: Path) -> None:
         axes[1][column].minorticks_off()
         axes[1][column].set_xlabel(label)
     axes[0][0].set_ylabel("peak memory of an update\nabove weights and optimiser, MB")
-    axes[1][0].set_ylabel("seconds an update")
+    axes[1][0].set_ylabel("CPU seconds an update,\nall threads")
     figure.suptitle("One update at width 64; vocabulary 126,464 where it is not the axis. Plain runs up to 5 GB")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
     figure.savefig(path, dpi=110)
@@ -176,44 +177,34 @@ def report(points: list[Point]) -> str:
     return measure.table([*head, "plain, s", "dllm_rl, s", "times faster", "in CPU time"], rows)
 
 
-def quick(shapes: list[Shape]) -> list[Shape]:
-    """The same comparison at sizes that take a moment."""
-    return [replace(shape, vocabulary=500, prompt=8) for shape in shapes]
+def quick(shape: Shape) -> Shape:
+    """The same comparison at a size that takes a moment."""
+    return replace(shape, vocabulary=500, prompt=8, completion=32)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one small shape of each method: does it still run?")
-    parser.add_argument("--only", choices=["memory", "seconds"], help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=["measure"], help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
-    shapes = quick(list(BASE.values())) if arguments.quick else sweeps(BASE)
     if arguments.only:
-        print(json.dumps(measured(shapes, arguments.only, arguments.repeats)))
+        print(json.dumps([measured(shape, arguments.repeats) for shape in sweeps()]))
         return
     for shape in SMALL.values():
         assert_equal_updates(shape)
-    found = measure.facts(f"python -m benchmarks.update --repeats {arguments.repeats}")
-    if not arguments.quick:
-        measure.refuse_little_memory()
-    memory, time = (ask(what, arguments) for what in ("memory", "seconds"))
-    points = [joined(*each) for each in zip(shapes, memory, time, strict=True)]
-    print(report(points))
     if arguments.quick:
+        print(report([measured(quick(shape), arguments.repeats) for shape in BASE.values()]))
         return
+    found = measure.facts(f"python -m benchmarks.update --repeats {arguments.repeats}")
+    measure.refuse_little_memory()
+    options = ["--only", "measure", "--repeats", str(arguments.repeats)]
+    points = measure.in_own_process("benchmarks.update", options, measure.TWO_THREADS | measure.LIVE_MEMORY)
+    print(report(points))
     found |= {"growth_over_views": {method: growth(points, method) for method in VIEWS}, "points": points}
     measure.write("update", found, arguments.out)
     draw(points, arguments.out / "update.png")
-
-
-def ask(what: str, arguments: argparse.Namespace) -> list[Point]:
-    """Memory or seconds, from a process of its own."""
-    repeats = 1 if what == "memory" else arguments.repeats
-    options = ["--only", what, "--repeats", str(repeats), *(["--quick"] if arguments.quick else [])]
-    environment = measure.TWO_THREADS | (measure.LIVE_MEMORY if what == "memory" else {})
-    answer: list[Point] = measure.in_own_process("benchmarks.update", options, environment)
-    return answer
 
 
 if __name__ == "__main__":
