@@ -115,7 +115,7 @@ if __name__ == "__main__":
     spread_small_weights()
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
-    build.DiffusionTrainer = Watched  # type: ignore[misc]
+    vars(build)["DiffusionTrainer"] = Watched
     for path in sys.argv[1:]:
         try:
             dllm_rl.train(path)
