@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dllm_rl.training.checkpoint import checkpoints
+from dllm_rl.training.checkpoint import checkpoints, update_of
 from dllm_rl.training.manifest import MANIFEST, sync, write_manifest
 
 
@@ -54,7 +54,7 @@ class KeepWhole(TrainerCallback):
         if not self.limit or self.limit < 0:
             return
         best = state.best_model_checkpoint and Path(state.best_model_checkpoint).name
-        older = [folder for folder in checkpoints(output) if folder.name != best]
-        for folder in older[self.limit :]:
+        older = [f for f in checkpoints(output) if update_of(f) < state.global_step and f.name != best]
+        for folder in older[self.limit - 1 :]:
             (folder / MANIFEST).unlink(missing_ok=True)  # first: a half deleted one is not taken for a whole one
             shutil.rmtree(folder)

@@ -196,7 +196,7 @@ def judge(row: Row) -> str:
         return "ends elsewhere"
     if row.signal != "SIGKILL" and not row.damaged and row.updates_made_again > 0:
         return "a polite signal cost updates"
-    if row.signal != "SIGKILL" and row.door != "launch" and set(row.exit_codes) - {STOPPED, 0}:
+    if row.signal != "SIGKILL" and row.door != "launch" and row.update_at_kill and set(row.exit_codes) - {STOPPED, 0}:
         return f"exit codes {row.exit_codes}, not {STOPPED}"
     return "ok"
 

@@ -56,6 +56,8 @@ def test_as_many_as_asked_for_stay_and_the_best_one(tmp_path: Path) -> None:
     for update in (12, 14):
         _save(KeepWhole(lambda: None), tmp_path, update)
     assert _there(tmp_path) == [14, 12, 10, 8, 4]
+    _save(KeepWhole(lambda: None, limit=1), tmp_path, 9)  # a run that was told to go on from an old one keeps its own
+    assert _there(tmp_path) == [14, 12, 10, 9]
 
 
 def test_a_process_that_is_not_the_main_one_waits_and_writes_nothing(tmp_path: Path) -> None:
