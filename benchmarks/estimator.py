@@ -1,6 +1,6 @@
 """Variance of every ELBO estimator at eight forwards, exact: all hidden sets of an answer are scored once.
 
-    python benchmarks/estimator.py                     # trains the quickstart first; about ten minutes on two CPU cores
+    python benchmarks/estimator.py                     # trains the quickstart first; about five minutes of CPU time
     python benchmarks/estimator.py --run runs/mine     # a quickstart run with train.save_steps=5 that is there already
 
 Nothing but problems and answers is sampled: each answer's variance under each corruptor follows from the scores of its
@@ -38,16 +38,16 @@ from dllm_rl.rollouts.text import encode_prompt  # noqa: E402
 from dllm_rl.toys import arithmetic, column_sum, small_sudoku  # noqa: E402
 
 FORWARDS = 8
-LAWS: dict[str, Callable[[int], Law]] = {
-    "fixed count, independent": lambda n: laws.fixed_count_independent(n, FORWARDS),
-    "fixed count, stratified": lambda n: laws.fixed_count(n, FORWARDS),
-    "antithetic levels": lambda n: laws.antithetic(n, FORWARDS),
-    "complementary": lambda n: laws.complementary(n, FORWARDS),
-    "tiled": lambda n: laws.tiled(n, FORWARDS),
-    "Bernoulli, floor 0.1": lambda n: laws.bernoulli(n, FORWARDS, 1e-1),
-    "Bernoulli, floor 0.01": lambda n: laws.bernoulli(n, FORWARDS, 1e-2),
-    "Bernoulli, floor 0.001": lambda n: laws.bernoulli(n, FORWARDS, 1e-3),
-    "Bernoulli, floor 0.0001": lambda n: laws.bernoulli(n, FORWARDS, 1e-4),
+LAWS: dict[str, Callable[[int, int], Law]] = {
+    "fixed count, independent": laws.fixed_count_independent,
+    "fixed count, stratified": laws.fixed_count,
+    "antithetic levels": laws.antithetic,
+    "complementary": laws.complementary,
+    "balanced": laws.balanced,
+    "Bernoulli, floor 0.1": lambda n, draws: laws.bernoulli(n, draws, 1e-1),
+    "Bernoulli, floor 0.01": lambda n, draws: laws.bernoulli(n, draws, 1e-2),
+    "Bernoulli, floor 0.001": lambda n, draws: laws.bernoulli(n, draws, 1e-3),
+    "Bernoulli, floor 0.0001": lambda n, draws: laws.bernoulli(n, draws, 1e-4),
 }
 PLAIN = "fixed count, independent"
 
@@ -149,13 +149,13 @@ def resampled(above: Array, below: Array) -> dict[str, float]:
 def compare(moments: Array, size_means: Array | None = None) -> dict[str, Any]:
     """Every corruptor's variance, mean over problems, and its ratio to independent fixed counts."""
     n = moments.shape[1] - 1
-    variances = {name: make(n).variance(moments) for name, make in LAWS.items()}
+    variances = {name: make(n, FORWARDS).variance(moments) for name, make in LAWS.items()}
     found: dict[str, Any] = {
         name: {"variance": float(each.mean()), **resampled(each, variances[PLAIN])} for name, each in variances.items()
     }
     for name, make in LAWS.items():
         if size_means is not None and name.startswith("Bernoulli"):
-            bias = make(n).expectation(size_means) - LAWS[PLAIN](n).expectation(size_means)
+            bias = make(n, FORWARDS).expectation(size_means) - LAWS[PLAIN](n, FORWARDS).expectation(size_means)
             found[name]["bias"] = float(bias.mean())
     return found
 
@@ -167,14 +167,23 @@ def case(name: str, model: dllm_rl.DiffusionModel, answers: Answers) -> dict[str
     n = int(sizes.max())
     within = np.stack([(n / size) ** 2 * table[:, sizes == size].var(1) for size in range(1, n + 1)]).mean()
     between = (n * means[:, 1:] / np.arange(1, n + 1)).var(1).mean()
+    moments = moments_of(table)
     return {
         "case": name,
         "tokens": n,
         "problems": len(table),
-        "elbo": float(LAWS[PLAIN](n).expectation(means).mean()),
+        "elbo": float(LAWS[PLAIN](n, FORWARDS).expectation(means).mean()),
         "share_within_counts": float(within / (within + between)),
-        "corruptors": compare(moments_of(table), means),
+        "corruptors": compare(moments, means),
+        "by_forwards": {draws: _ratios(moments, draws) for draws in (2, 4, 8, 16)},
     }
+
+
+def _ratios(moments: Array, draws: int) -> dict[str, float]:
+    """Variances over that of independent fixed counts, means over problems, at another number of forwards."""
+    n = moments.shape[1] - 1
+    means = {name: float(make(n, draws).variance(moments).mean()) for name, make in LAWS.items()}
+    return {name: mean / means[PLAIN] for name, mean in means.items()}
 
 
 def gradient_products(model: dllm_rl.DiffusionModel, prompt: list[int], completion: list[int]) -> Array:
@@ -196,7 +205,7 @@ def gradient_case(name: str, model: dllm_rl.DiffusionModel, answers: Answers) ->
     n = len(answers.completions[0])
     sizes = laws.hidden_sizes(n)
     exact = np.zeros(2**n)
-    exact[1:] = (LAWS[PLAIN](n).mean / np.array([np.sum(sizes == size) for size in range(n + 1)]))[sizes[1:]]
+    exact[1:] = (LAWS[PLAIN](n, FORWARDS).mean / np.array([np.sum(sizes == size) for size in range(n + 1)]))[sizes[1:]]
     return {
         "case": name,
         "problems": len(each),
@@ -227,7 +236,7 @@ def margin_case(
         n = shared.shape[1] - 1
         found[name] = {}
         for corruptor, make in LAWS.items():
-            law = make(n)
+            law = make(n, FORWARDS)
             apart, together = law.variance(alone[0]) + law.variance(alone[1]), law.variance(shared)
             means = {"independent": float(apart.mean()), "shared": float(together.mean())}
             found[name][corruptor] = {**means, **resampled(together, apart)}
@@ -292,7 +301,7 @@ def table(facts: dict[str, Any]) -> str:
             found = [each["corruptors"][name] for each in cases]
             lines.append(line([name, *[f"{each['variance']:.3g}; {interval(each)}" for each in found]]))
         lines.append("")
-    columns = [(answers, name) for answers in ("sampled", "right") for name in ("fixed count, stratified", "tiled")]
+    columns = [(answers, name) for answers in ("sampled", "right") for name in ("fixed count, stratified", "balanced")]
     lines += [line(["update", "KL, nats", *[f"{name}, {answers} answers" for answers, name in columns]])]
     lines += [line(["---"] * (len(columns) + 2))]
     for each in facts["margins"]:

@@ -74,15 +74,43 @@ def halves_of_pairs(n: int) -> Overlap:
     return lambda draws, i, j: {0: 1.0} if i // 2 == j // 2 else _hypergeometric(n, draws[i][0], draws[j][0])
 
 
-def end_to_end(n: int) -> Overlap:
-    """Each draw hides what follows, on a circle, the tokens of all draws before it."""
+def hidden_least(n: int) -> Overlap:
+    """Each draw hides the tokens that the draws before it hid least often, ties broken at random.
+
+    Between draws some tokens are `due`: hidden once less than the rest, or all if none is behind. By symmetry it is
+    enough to follow how many tokens of the earlier of two sets are due until the later one is drawn.
+    """
 
     def overlap(draws: Sequence[Draw], i: int, j: int) -> dict[int, float]:
-        starts = [sum(size for size, _ in draws[:k]) for k in (i, j)]
-        first, second = ({(s + place) % n for place in range(draws[k][0])} for s, k in zip(starts, (i, j), strict=True))
-        return {len(first & second): 1.0}
+        first, last = min(i, j), max(i, j)
+        size = draws[first][0]
+        due = n - sum(count for count, _ in draws[:first]) % n
+        marked = {0 if size < due else due: 1.0}
+        due = _due_after(n, due, size)
+        for count, _ in draws[first + 1 : last]:
+            marked = _law_of(1, marked, n, size, due, count)
+            due = _due_after(n, due, count)
+        return _law_of(0, marked, n, size, due, draws[last][0])
 
     return overlap
+
+
+def _due_after(n: int, due: int, count: int) -> int:
+    return due - count if count < due else n - (count - due)
+
+
+def _law_of(which: int, marked: dict[int, float], n: int, size: int, due: int, count: int) -> dict[int, float]:
+    """After one more draw: how many of the earlier set's tokens it hides (0), or how many of them are due then (1)."""
+    found: dict[int, float] = {}
+    for m, chance in marked.items():
+        if count < due:  # the draw hides some of those that are due, m of which are the earlier set's
+            outcomes = [((a, m - a), p) for a, p in _hypergeometric(due, m, count).items()]
+        else:  # all of those, and some of the rest, which are then one ahead
+            rest = _hypergeometric(n - due, size - m, count - due)
+            outcomes = [((m + b, size - b), p) for b, p in rest.items()]
+        for numbers, p in outcomes:
+            found[numbers[which]] = found.get(numbers[which], 0.0) + chance * p
+    return found
 
 
 def _hypergeometric(n: int, size: int, other: int) -> dict[int, float]:
@@ -135,9 +163,9 @@ def complementary(n: int, num_draws: int) -> Law:
     return law(n, cells, halves_of_pairs(n))
 
 
-def tiled(n: int, num_draws: int) -> Law:
-    """`Tiled`."""
-    return law(n, [[(c, n / c) for c in counts] for counts in stratified_counts(n, num_draws)], end_to_end(n))
+def balanced(n: int, num_draws: int) -> Law:
+    """`Balanced`; counts ascend, as it draws them."""
+    return law(n, [[(c, n / c) for c in counts] for counts in stratified_counts(n, num_draws)], hidden_least(n))
 
 
 def bernoulli(n: int, num_draws: int, floor: float = 1e-3) -> Law:
@@ -161,7 +189,7 @@ def _mean_of_powers(power: int, other: int, floor: float) -> float:
 def _integral(power: int, floor: float) -> float:
     if power == -1:
         return math.log(1.0 / floor) if floor > 0 else math.inf
-    return (1.0 - floor ** (power + 1)) / (power + 1)
+    return (1.0 - math.pow(floor, power + 1)) / (power + 1)
 
 
 def hidden_sizes(n: int) -> NDArray[np.int64]:

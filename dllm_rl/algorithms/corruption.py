@@ -71,15 +71,15 @@ class ComplementarySettings(_Settings):
         return corruption.Complementary()
 
 
-class TiledSettings(_Settings):
-    """Stratified fixed counts, hidden sets laid end to end: every token is hidden about equally often."""
+class BalancedSettings(_Settings):
+    """Stratified fixed counts that hide next what was hidden least: the least variance from two draws on."""
 
-    type: Literal["tiled"] = "tiled"
+    type: Literal["balanced"] = "balanced"
 
     def build(self) -> Corruptor:
         from dllm_rl.diffusion import corruption
 
-        return corruption.Tiled()
+        return corruption.Balanced()
 
 
 class FullyHiddenSettings(_Settings):
@@ -95,7 +95,7 @@ class FullyHiddenSettings(_Settings):
         return corruption.FullyHidden(prompt_noise=self.prompt_noise)
 
 
-ElboCorruption = FixedCountSettings | BernoulliSettings | AntitheticSettings | ComplementarySettings | TiledSettings
+ElboCorruption = FixedCountSettings | BernoulliSettings | AntitheticSettings | ComplementarySettings | BalancedSettings
 """Corruptors whose weighted sum is an unbiased estimate of the ELBO (Bernoulli: up to its floor)."""
 
 AnyCorruption = ElboCorruption | FullyHiddenSettings

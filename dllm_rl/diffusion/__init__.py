@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dllm_rl.diffusion.corruption import CORRUPTORS as CORRUPTORS
     from dllm_rl.diffusion.corruption import AntitheticLevels as AntitheticLevels
+    from dllm_rl.diffusion.corruption import Balanced as Balanced
     from dllm_rl.diffusion.corruption import Bernoulli as Bernoulli
     from dllm_rl.diffusion.corruption import Complementary as Complementary
     from dllm_rl.diffusion.corruption import Corruptor as Corruptor
     from dllm_rl.diffusion.corruption import FixedCount as FixedCount
     from dllm_rl.diffusion.corruption import FullyHidden as FullyHidden
-    from dllm_rl.diffusion.corruption import Tiled as Tiled
     from dllm_rl.diffusion.denoiser import Denoiser as Denoiser
     from dllm_rl.diffusion.denoiser import DiffusionSpec as DiffusionSpec
     from dllm_rl.diffusion.denoiser import TokenScores as TokenScores
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from dllm_rl.diffusion.views import Views as Views
 
 _MODULES = {
-    "corruption": "CORRUPTORS AntitheticLevels Bernoulli Complementary Corruptor FixedCount FullyHidden Tiled",
+    "corruption": "CORRUPTORS AntitheticLevels Balanced Bernoulli Complementary Corruptor FixedCount FullyHidden",
     "denoiser": "Denoiser DiffusionSpec TokenScores",
     "likelihood": "ElboEstimate elbo elbo_draws exact_elbo score_views",
     "sequences": "sequences_from_ids",

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import estimator, laws
 from dllm_rl.diffusion import elbo_draws, exact_elbo, score_views
-from dllm_rl.diffusion.corruption import Tiled
+from dllm_rl.diffusion.corruption import Balanced
 from dllm_rl.models import DiffusionModel
 from dllm_rl.rng import sample_keys
 from tests.diffusion.tabular import Tabular
@@ -29,7 +29,7 @@ def test_tables_give_the_exact_elbo_through_every_law_without_bias(tiny: Diffusi
     exact = [exact_elbo(tiny, *pair) for pair in zip(ANSWERS.prompts, ANSWERS.completions, strict=True)]
     for name, make in estimator.LAWS.items():
         if not name.startswith("Bernoulli"):
-            assert make(3).expectation(means).tolist() == pytest.approx(exact, abs=1e-5)
+            assert make(3, 8).expectation(means).tolist() == pytest.approx(exact, abs=1e-5)
 
 
 def test_probabilities_of_writing_in_random_order_sum_to_one() -> None:
@@ -49,7 +49,7 @@ def test_inner_products_of_gradients_are_those_of_the_elbos_gradient(tiny: Diffu
     """Through every view in one graph: the squared length of the exact gradient, and of one row of draws."""
     products = estimator.gradient_products(tiny, [1, 2], [4, 5, 6])
     sequences, views = estimator.views_of_all_sets(estimator.Answers([[1, 2]], [[4, 5, 6]]), tiny.spec.mask_id)
-    drawn = Tiled().views(sequences, 8, sample_keys(0, torch.arange(1)), tiny.spec.mask_id)
+    drawn = Balanced().views(sequences, 8, sample_keys(0, torch.arange(1)), tiny.spec.mask_id)
     by_draws, by_sets = np.zeros(8), 1 / (laws.hidden_sizes(3) * np.array([1, 3, 3, 3, 3, 3, 3, 1])).clip(1)
     for scored, weight in zip(drawn.scored[:, -3:], drawn.weight.amax(-1), strict=True):
         by_draws[int((scored * torch.tensor([1, 2, 4])).sum())] += float(weight) / 8
@@ -80,6 +80,6 @@ def test_a_small_run_writes_its_table_its_numbers_and_its_figure(tmp_path: Path)
     assert [each["update"] for each in facts["margins"]] == [1, 2]
     for each in facts["cases"]:
         variances = {name: found["variance"] for name, found in each["corruptors"].items()}
-        assert variances["tiled"] < variances["fixed count, stratified"] <= variances["fixed count, independent"]
+        assert variances["balanced"] < variances["fixed count, stratified"] <= variances["fixed count, independent"]
     assert all(math.isfinite(each["squared_length"]) for each in facts["gradients"])
-    assert facts["margins"][1]["sampled"]["tiled"]["ratio"] < 0.1  # two updates from the reference
+    assert facts["margins"][1]["sampled"]["balanced"]["ratio"] < 0.1  # two updates from the reference

@@ -12,11 +12,11 @@ import torch
 from benchmarks import laws
 from dllm_rl.diffusion.corruption import (
     AntitheticLevels,
+    Balanced,
     Bernoulli,
     Complementary,
     Corruptor,
     FixedCount,
-    Tiled,
 )
 from dllm_rl.diffusion.likelihood import elbo, exact_elbo
 from dllm_rl.diffusion.sequences import sequences_from_ids
@@ -28,7 +28,7 @@ PAIRS = [
     (FixedCount(), laws.fixed_count),
     (AntitheticLevels(), laws.antithetic),
     (Complementary(), laws.complementary),
-    (Tiled(), laws.tiled),
+    (Balanced(), laws.balanced),
     (Bernoulli(floor=0.05), lambda n, draws: laws.bernoulli(n, draws, floor=0.05)),
 ]
 UNBIASED = PAIRS[:-1]
@@ -136,7 +136,7 @@ def test_stratified_counts_by_hand() -> None:
 def test_gradients_vary_as_their_inner_products_say() -> None:
     """The trace of a vector's covariance is the sum of its components' variances."""
     parts = [some_table(4, seed) for seed in range(3)]
-    law = laws.tiled(4, 8)
+    law = laws.balanced(4, 8)
     apart = sum(float(law.variance(laws.pair_moments(np.outer(part, part)))) for part in parts)
     gram = np.stack(parts, 1) @ np.stack(parts)
     assert float(law.variance(laws.pair_moments(gram))) == pytest.approx(apart, rel=1e-12)
