@@ -138,7 +138,7 @@ def test_a_token_across_the_boundary_is_not_cut(tiny: DiffusionModel) -> None:
 
     pieces = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     lm = language_model(tiny)
-    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)  # type: ignore[no-untyped-call]
     assert lm.split("a", "b") == ([0], [1])  # together they are one token, which no context holds
     assert lm.split("ba", "ab") == ([1, 0], [2])
 
@@ -239,6 +239,7 @@ output_type: {kind}
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{{target}}}}}"
 target_delimiter: ""
+fewshot_delimiter: "+"
 {more}
 metadata: {{version: 3}}
 """
