@@ -293,14 +293,12 @@ def test_tasks_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert how["revision"] == revision.revision_of(WEIGHTS) and how["dtype"] == "auto"
     assert f"revision {how['revision']} |" in capsys.readouterr().out
     shutil.copytree(WEIGHTS, tmp_path / "chatty")
-    (tmp_path / "chatty/chat_template.jinja").write_text(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    )
+    (tmp_path / "chatty/chat_template.jinja").write_text("{% for m in messages %}0+{{ m.content }}{% endfor %}")
     chat = ["lm-eval", str(tmp_path / "chatty"), "--tasks", "our_sums", *command[4:], *flags, "--limit", "1"]
     assert main([*chat, "--apply-chat-template"]) == 0
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["protocol"]["chat_template"] is True
-    assert f"<user>{rows[0]['question']}" in json.dumps(content["samples"]["our_sums"][0]["arguments"])
+    assert f'"0+{rows[0]["question"]}"' in json.dumps(content["samples"]["our_sums"][0]["arguments"])
     unsafe = (tmp_path / "sums.yaml").read_text().replace("our_sums", "our_unsafe") + "unsafe_code: true\n"
     (tmp_path / "unsafe.yaml").write_text(unsafe)
     run_unsafe = [*command[:2], "--tasks", "our_unsafe", *command[4:], *flags, "--limit", "1"]
