@@ -138,7 +138,7 @@ def test_a_token_across_the_boundary_is_not_cut(tiny: DiffusionModel) -> None:
 
     pieces = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
     lm = language_model(tiny)
-    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)  # type: ignore[no-untyped-call]
     assert lm.split("a", "b") == ([0], [1])  # together they are one token, which no context holds
     assert lm.split("ba", "ab") == ([1, 0], [2])
 
@@ -239,6 +239,7 @@ output_type: {kind}
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{{target}}}}}"
 target_delimiter: ""
+fewshot_delimiter: "+"
 {more}
 metadata: {{version: 3}}
 """
@@ -292,14 +293,12 @@ def test_tasks_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert how["revision"] == revision.revision_of(WEIGHTS) and how["dtype"] == "auto"
     assert f"revision {how['revision']} |" in capsys.readouterr().out
     shutil.copytree(WEIGHTS, tmp_path / "chatty")
-    (tmp_path / "chatty/chat_template.jinja").write_text(
-        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-    )
+    (tmp_path / "chatty/chat_template.jinja").write_text("{% for m in messages %}0+{{ m.content }}{% endfor %}")
     chat = ["lm-eval", str(tmp_path / "chatty"), "--tasks", "our_sums", *command[4:], *flags, "--limit", "1"]
     assert main([*chat, "--apply-chat-template"]) == 0
     content = json.loads((tmp_path / "out.json").read_text())
     assert content["protocol"]["chat_template"] is True
-    assert f"<user>{rows[0]['question']}" in json.dumps(content["samples"]["our_sums"][0]["arguments"])
+    assert f'"0+{rows[0]["question"]}"' in json.dumps(content["samples"]["our_sums"][0]["arguments"])
     unsafe = (tmp_path / "sums.yaml").read_text().replace("our_sums", "our_unsafe") + "unsafe_code: true\n"
     (tmp_path / "unsafe.yaml").write_text(unsafe)
     run_unsafe = [*command[:2], "--tasks", "our_unsafe", *command[4:], *flags, "--limit", "1"]

@@ -125,8 +125,7 @@ def test_code_ends_where_its_answer_does(shared: Path) -> None:
 def test_the_last_turn_of_llada_s_mbpp_prompt(shared: Path) -> None:
     task = load_task("mbpp", path=str(shared / "data/mbpp/mbpp.jsonl"), prompt="llada")
     example = task.examples()[0]
-    (turn,) = task.prompt(example)
-    assert isinstance(turn, dict) and turn["content"].endswith("\n".join(example["test_list"]) + "  \n")
+    assert prompt_text(task.prompt(example)).endswith("\n".join(example["test_list"]) + "  \n")
 
 
 def test_the_countdown_prompt_of_d1(shared: Path) -> None:

@@ -145,6 +145,11 @@ def attack():
     ("moving the judge", "import os\ndef attack(): os.sched_setaffinity(1, {0})", REFUSED),
     ("limits for the judge", "from resource import *\ndef attack(): prlimit(1, RLIMIT_CPU, (0, 0))", REFUSED),
     ("a signal by a file", "import fcntl, os\ndef attack(): fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, 1)", REFUSED),
+    (
+        "a signal to a thread by a file",
+        "import fcntl, os\ndef attack(): fcntl.fcntl(os.pipe()[0], 15, bytes(8))",
+        REFUSED,
+    ),
     ("which signal a file sends", "import os, fcntl\ndef attack(): fcntl.fcntl(os.pipe()[0], 10, 9)", REFUSED),
     ("a core for the host's program", system_call("prctl", "4, 1, 0, 0, 0"), REFUSED),
     ("crashing the compiler", "def attack(): eval('-' * 10**6 + '1')", r"MemoryError|Recursion|Syntax|signal 11"),
