@@ -284,25 +284,21 @@ def test_tasks_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert content["protocol"]["num_draws"] == 8 and len(content["samples"]["our_sums"]) == 6
     assert main([*command[:3], "our_nothing", *flags]) == 2
     assert "has no task 'our_nothing'" in capsys.readouterr().err
-    few = ["--limit", "2", "--num-fewshot", "1", "--seed", "5", "--batch-size", "3"]
-    assert main([*command[:2], "--tasks", "our_sums", *command[4:], *flags, *few]) == 0
-    content = json.loads((tmp_path / "out.json").read_text())
-    assert content["n-samples"]["our_sums"]["effective"] == 2 and content["n-shot"]["our_sums"] == 1
-    how = content["protocol"]
-    assert (how["seed"], how["batch_size"], how["chat_template"], how["model"]) == (5, 3, False, WEIGHTS)
-    assert how["revision"] == revision.revision_of(WEIGHTS) and how["dtype"] == "auto"
-    assert f"revision {how['revision']} |" in capsys.readouterr().out
     shutil.copytree(WEIGHTS, tmp_path / "chatty")
     (tmp_path / "chatty/chat_template.jinja").write_text("{% for m in messages %}0+{{ m.content }}{% endfor %}")
-    chat = ["lm-eval", str(tmp_path / "chatty"), "--tasks", "our_sums", *command[4:], *flags, "--limit", "1"]
-    assert main([*chat, "--apply-chat-template"]) == 0
-    content = json.loads((tmp_path / "out.json").read_text())
-    assert content["protocol"]["chat_template"] is True
-    assert f'"0+{rows[0]["question"]}"' in json.dumps(content["samples"]["our_sums"][0]["arguments"])
     unsafe = (tmp_path / "sums.yaml").read_text().replace("our_sums", "our_unsafe") + "unsafe_code: true\n"
     (tmp_path / "unsafe.yaml").write_text(unsafe)
-    run_unsafe = [*command[:2], "--tasks", "our_unsafe", *command[4:], *flags, "--limit", "1"]
-    assert main(run_unsafe) == 2
+    few = ["--limit", "2", "--num-fewshot", "1", "--seed", "5", "--batch-size", "3", "--apply-chat-template"]
+    chat = ["lm-eval", str(tmp_path / "chatty"), "--tasks", "our_unsafe", *command[4:], *flags, *few]
+    assert main(chat) == 2
     assert "allow it with --allow-unsandboxed" in capsys.readouterr().err
-    assert main([*run_unsafe, "--allow-unsandboxed"]) == 0
-    assert main([*run_unsafe[:-2], "--out", str(tmp_path / "no/such/out.json")]) == 2
+    assert main([*chat, "--allow-unsandboxed"]) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["n-samples"]["our_unsafe"]["effective"] == 2 and content["n-shot"]["our_unsafe"] == 1
+    asked = json.dumps(content["samples"]["our_unsafe"][0]["arguments"])
+    assert '"0+' in asked and f'+{rows[0]["question"]}"' in asked
+    how = content["protocol"]
+    assert (how["seed"], how["batch_size"], how["chat_template"], how["dtype"]) == (5, 3, True, "auto")
+    assert how["model"] == chat[1] and how["revision"] == revision.revision_of(chat[1])
+    assert f"revision {how['revision']} |" in capsys.readouterr().out
+    assert main([*chat[:-1], "--out", str(tmp_path / "no/such/out.json")]) == 2

@@ -257,13 +257,15 @@ def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdic
 
 
 @pytest.fixture(scope="module", autouse=True)
-def healthy_afterwards() -> Iterator[None]:
+def healthy_afterwards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """After all attacks: nothing is left, and the next run is as good as the first."""
-    before = set(Path(tempfile.gettempdir()).glob("sandbox-*"))
+    folder, before = tmp_path_factory.mktemp("scratch"), tempfile.tempdir
+    tempfile.tempdir = str(folder)  # of these runs alone
     yield
     assert run("def attack(): return [1]", "assert attack() == [1]").passed
     assert not run("def attack(): return [2]", "assert attack() == [1]").passed
-    assert set(Path(tempfile.gettempdir()).glob("sandbox-*")) <= before
+    assert list(folder.iterdir()) == []
+    tempfile.tempdir = before
 
 
 @pytest.mark.parametrize(
