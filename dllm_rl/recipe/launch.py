@@ -173,9 +173,9 @@ def load_whole() -> None:
     Under DeepSpeed's third stage a network must be whole when adapters are put on it and a frozen copy is made.
     """
     if under_deepspeed():
-        from transformers.integrations import unset_hf_deepspeed_config
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        unset_hf_deepspeed_config()
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def _skip_compiled_communication() -> None:

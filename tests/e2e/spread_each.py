@@ -65,7 +65,7 @@ class Watched(DiffusionTrainer):
             optimizer=_state(self.optimizer),
             forwards=self.forwards,
         )
-        place = Path(self.args.output_dir) / f"spread-{self.accelerator.process_index}.json"
+        place = Path(str(self.args.output_dir)) / f"spread-{self.accelerator.process_index}.json"
         place.write_text(json.dumps(asdict(account)))
         return out
 

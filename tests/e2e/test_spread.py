@@ -53,7 +53,12 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = runs.workshop(folder)
-        tied = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+        tied: dict[str, Any] = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         tied |= {"max_position_embeddings": 64, "rope_theta": 500000.0, "weight_tying": True}
         build("LLaDAModelLM", tied, character_tokenizer(), seed=1).save(self.folder / "tied")
         self.launched: set[str] = set()

@@ -86,7 +86,7 @@ MAKERS: list[Callable[..., DiffusionModel]] = [
 @pytest.mark.parametrize("make", MAKERS, ids=lambda make: make.__name__)
 def test_fsdp_finds_the_layers_of_every_family(make: Callable[..., DiffusionModel], lora: Any) -> None:
     """Without a layer class named in fsdp2.yaml: else every forward would gather the network as one piece."""
-    network = make().network if lora is None else add_lora(make().network, lora)
+    network: Any = make().network if lora is None else add_lora(make().network, lora)
     plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
     plugin.set_auto_wrap_policy(network)
     is_unit = fsdp2_prepare_auto_wrap_policy(plugin, network)
