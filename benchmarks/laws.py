@@ -183,7 +183,8 @@ def bernoulli(n: int, num_draws: int, floor: float = 1e-3) -> Law:
 
 def _mean_of_powers(power: int, other: int, floor: float) -> float:
     """Mean of t^power (1 - t)^other for t uniform on (floor, 1), in closed form; power is at least -1."""
-    return sum((-1) ** j * comb(other, j) * _integral(power + j, floor) for j in range(other + 1)) / (1.0 - floor)
+    signed = [(-comb(other, j) if j % 2 else comb(other, j)) * _integral(power + j, floor) for j in range(other + 1)]
+    return sum(signed) / (1.0 - floor)
 
 
 def _integral(power: int, floor: float) -> float:
