@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -51,7 +53,9 @@ class Cost:
 
 
 def cost(run: Callable[[], object]) -> Cost:
-    """Run once and measure. Linux; what peaks is read from the system, so no call of `run` must leave threads busy."""
+    """Run once and measure. Linux with glibc; `run` must leave no thread busy."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what was kept for reuse would hide as much of the peak
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = kilobytes("/proc/self/status", "VmRSS")
     start, cpu_start = time.perf_counter(), time.process_time()

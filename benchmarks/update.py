@@ -32,12 +32,12 @@ from dllm_rl.models.denoiser import DiffusionModel
 
 BASE = {
     "diffu_grpo": Shape("diffu_grpo", 6, 1, prompt=200, completion=256, views_per_forward=6),
-    "vrpo": Shape("vrpo", 4, 4, prompt=32, completion=64, views_per_forward=4),
+    "vrpo": Shape("vrpo", 4, 4, prompt=32, completion=128, views_per_forward=4),
     "cj_grpo": Shape("cj_grpo", 2, 16, prompt=32, completion=64),
 }
 """diffu-GRPO as d1 runs it on a device: one prompt, six completions. CJ-GRPO: two completions in 16 steps."""
 VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 4, 16], "cj_grpo": [4, 16, 64]}
-LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [16, 32, 64], "cj_grpo": [16, 32, 64]}
+LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [32, 64, 128], "cj_grpo": [16, 32, 64]}
 VOCABULARIES = [4_096, 32_768, 126_464]
 TITLES = {"diffu_grpo": "diffu-GRPO", "vrpo": "VRPO", "cj_grpo": "CJ-GRPO"}
 COPIES = {"diffu_grpo": 2.2, "vrpo": 2.5, "cj_grpo": 1.3}
