@@ -225,7 +225,7 @@ class DiffusionModel:
         inputs.update(cfg_scale=None if cfg_scale is None else cfg_scale[row])
         if transform is not None:
             self._refuse_forbidden(inputs["tokens"], transform)
-        if open is None:
+        if open is None or few.open is None:
             scores, plan = self.network(**inputs), None
         else:
             scores, plan = self.network(**inputs, **self._plan_inputs(few.canvas, few.open, few.attend))

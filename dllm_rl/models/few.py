@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dllm_rl.models.attention import Attend, AttentionSpec
 
 
 @dataclass(frozen=True, slots=True)
 class Few:
-    """U different rows of M columns, in place of B rows of N.
+    """U different rows of M columns, each from its first position in use, in place of B rows of N.
 
     Exact for networks whose positions count attended tokens, up to the last bits of their arithmetic. With one fully
     hidden view per completion and no noise on prompts, a prompt's whole group is one row.
@@ -29,9 +28,8 @@ class Few:
     """Positions asked about, of every row."""
     place: Int64[Tensor, " B"]
     """Which of the different rows each row is."""
-    columns: slice
-    width: int
-    """N."""
+    column: Int64[Tensor, "B N"]
+    """Where each column of each row is found; M and more, or below 0, if it was left out."""
 
     @classmethod
     def of(
@@ -42,16 +40,18 @@ class Few:
         blind: Int[Tensor, "B N"] | None,
         open: Bool[Tensor, "B N"] | None,
     ) -> Few:
-        """Rows that differ, cut to the columns in use. A pattern between pairs of positions stays as it is."""
-        width = canvas.shape[1]
+        """Rows that differ, cut to what is in use. A pattern between pairs of positions stays as it is."""
+        columns = torch.arange(canvas.shape[1], device=canvas.device)
         if attend is not None and (not isinstance(attend, Tensor) or attend.dim() == 3):
             place = torch.arange(len(canvas), device=canvas.device)
-            return cls(canvas, attend, blind, open, where, place, slice(0, width), width)
-        columns = slice(0, width) if attend is None else _in_use(attend | where)
-        parts = [None if part is None else part[:, columns] for part in (canvas, attend, blind, open)]
+            return cls(canvas, attend, blind, open, where, place, columns.expand_as(canvas))
+        parts: list[Tensor | None] = [canvas, attend, blind, open]
+        start = torch.zeros_like(canvas[:, :1], dtype=torch.int64)
+        if attend is not None:
+            start, parts, where = _cut(attend | where, parts, where)
         (shown, seen, unseen, opened), place = _different(parts)
         assert shown is not None
-        return cls(shown, seen, unseen, opened, where[:, columns], place, columns, width)
+        return cls(shown, seen, unseen, opened, where, place, columns - start)
 
     def flat(self, rows: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
         """Flat indices into [B * M] as indices into [U * M]."""
@@ -59,13 +59,26 @@ class Few:
         return self.place[rows // width] * width + rows % width
 
     def everywhere(self, values: Float[Tensor, "U M"]) -> Float[Tensor, "B N"]:
-        """Values of the different rows, for every row and column; zero in the columns that were cut off."""
-        return pad(values[self.place], (self.columns.start, self.width - self.columns.stop))
+        """Values of the different rows, for every row and column; zero in the columns that were left out."""
+        width = values.shape[1]
+        found = values[self.place].gather(1, self.column.clamp(0, width - 1))
+        return found.masked_fill((self.column < 0) | (self.column >= width), 0.0)
 
 
-def _in_use(kept: Bool[Tensor, "B N"]) -> slice:
-    columns = kept.any(0).nonzero()[:, 0].tolist()
-    return slice(columns[0], columns[-1] + 1) if columns else slice(0, kept.shape[1])
+def _cut(
+    used: Bool[Tensor, "B N"], parts: list[Tensor | None], where: Bool[Tensor, "B N"]
+) -> tuple[Int64[Tensor, "B 1"], list[Tensor | None], Bool[Tensor, "B M"]]:
+    """Each row from its first column in use, as wide as the widest; what comes in from behind counts as padding."""
+    number = torch.arange(used.shape[1], device=used.device)
+    start = used.long().argmax(1, keepdim=True)
+    span = (number * used).amax(1, keepdim=True) + 1 - start
+    index = start + number[: int(span.max())]
+    inside = index < start + span
+    index = index.clamp(max=used.shape[1] - 1)
+    moved = [None if part is None else part.gather(1, index).masked_fill(~inside, 0) for part in (*parts, where)]
+    found = moved.pop()
+    assert found is not None
+    return start, moved, found
 
 
 def _different(parts: list[Tensor | None]) -> tuple[list[Tensor | None], Int64[Tensor, " B"]]:

@@ -18,7 +18,7 @@ from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
 
 ROWS_PER_CHUNK = 512
 """Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
-ROWS_PER_CHUNK_ON_CPU = 128
+ROWS_PER_CHUNK_ON_CPU = 64
 """Fewer where products of matrices gain nothing from more rows and fresh memory is slow: docs/performance.md."""
 
 
@@ -211,8 +211,8 @@ class _ChosenLogp(torch.autograd.Function):
         return (logits.gather(1, tokens[:, None]) - largest - log_sum)[:, 0]
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         logits, tokens, largest, log_sum = ctx.saved_tensors
         of_logits = (logits - largest).sub_(log_sum).exp_().mul_(-gradient[:, None])
         return of_logits.scatter_add_(1, tokens[:, None], gradient[:, None]), None

@@ -79,6 +79,17 @@ def test_the_network_sees_each_canvas_once_and_no_column_that_is_padding_in_all(
     assert set(seen) == {(4, 7) if kind == "planned" else (3, 7)}, "rows 0 and 1 differ in what is open"
 
 
+def test_rows_begin_where_they_begin_so_that_none_pays_for_the_longest_prompt_and_the_longest_completion() -> None:
+    attend = torch.tensor([[1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1], [0, 0, 0, 1, 1, 0]]).bool()
+    canvas = torch.arange(18).reshape(3, 6)
+    few = Few.of(canvas, attend & (canvas % 2 == 0), attend, None, None)
+    assert few.canvas.tolist() == [[0, 1, 2, 3], [8, 9, 10, 11], [15, 16, 0, 0]]
+    assert few.attend.tolist() == [[True] * 4, [True] * 4, [True, True, False, False]]
+    assert few.where.nonzero().tolist() == [[0, 0], [0, 2], [1, 0], [1, 2], [2, 1]]
+    back = few.everywhere(few.canvas.float())
+    assert torch.equal(back, canvas * attend), "and every value finds its way back"
+
+
 def test_rows_differ_by_what_is_seen_of_them_too() -> None:
     canvas, where = torch.full((3, 4), 7), torch.ones(3, 4, dtype=torch.bool)
     attend = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
@@ -101,6 +112,6 @@ def test_rows_that_all_differ_stay_in_their_order_and_patterns_as_they_are() -> 
 def test_a_position_that_is_asked_about_is_kept_though_nobody_sees_it() -> None:
     attend = torch.tensor([[0, 0, 1, 1, 0, 0]]).bool()
     where = torch.tensor([[0, 1, 0, 0, 0, 0]]).bool()
-    assert Few.of(torch.arange(6)[None], where, attend, None, None).columns == slice(1, 4)
+    assert Few.of(torch.arange(6)[None], where, attend, None, None).canvas.tolist() == [[1, 2, 3]]
     nothing = torch.zeros_like(attend)
-    assert Few.of(torch.arange(6)[None], nothing, nothing, None, None).columns == slice(0, 6)
+    assert Few.of(torch.arange(6)[None], nothing, nothing, None, None).canvas.tolist() == [[0]]
