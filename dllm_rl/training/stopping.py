@@ -59,7 +59,7 @@ class StopRequest:
             return
         if self.signal is None:
             self.signal, self._at = signal.Signals(number), time.monotonic()
-            _say(f"{self.signal.name}: stopping at the end of this rollout's updates; once more to stop at once\n")
+            _say(f"\n{self.signal.name}: stopping at the end of this rollout's updates; once more to stop at once\n")
         elif time.monotonic() - self._at >= _ONE_REQUEST:
             _die_of(number)
 
@@ -126,5 +126,5 @@ def _die_of(number: int) -> None:
 
 
 def _say(text: str) -> None:
-    """Printing is not safe within a signal handler; this is."""
+    """Printing is not safe within a signal handler; this is. A bar may be in the middle of its line."""
     os.write(2, text.encode())

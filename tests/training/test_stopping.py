@@ -37,8 +37,10 @@ def test_a_first_signal_is_noted_and_said_and_its_echo_is_no_second(
         os.kill(os.getpid(), signal.SIGTERM)
         assert request.signal == number
     assert signal.getsignal(number) == before
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line == f"{number.name}: stopping at the end of this rollout's updates; once more to stop at once"
+    assert (
+        capfd.readouterr().err
+        == f"\n{number.name}: stopping at the end of this rollout's updates; once more to stop at once\n"
+    )
 
 
 def test_a_second_signal_ends_the_process_unless_all_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
