@@ -205,6 +205,10 @@ def test_one_process_goes_on_from_two_or_says_why_not(bench: Bench) -> None:
         assert f"kept as {launch} by 2 processes and this run keeps it as whole in 1" in error and "\n" not in error
         assert not (bench.folder / f"alone-{launch}-{name}" / "final").exists()
     assert "its updates saw 4 rows each and this run's would see 2" in (bench.folder / "fewer.error").read_text()
+    solo = [bench.recipe("solo-fsdp2", name, 1, bench.checkpoint("fsdp2", name)) for name in RESUMED]
+    bench.launch(["--config_file", str(FILES / "fsdp2.yaml"), "--num_processes", "1"], solo)
+    for name in RESUMED:
+        bench.compare("solo-fsdp2", name, 1e-5)
 
 
 @pytest.mark.parametrize("file", HARDEST)

@@ -51,7 +51,7 @@ def test_a_process_group_is_left_again_and_again(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "ignore", str(tmp_path / "program.py")]
     ranks = [
         subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), "150"],
+            [*command, str(rank), str(tmp_path / "store"), "60"],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -62,4 +62,4 @@ def test_a_process_group_is_left_again_and_again(tmp_path: Path) -> None:
     for rank in ranks:
         out, err = rank.communicate(timeout=300)
         assert rank.returncode == 0, err[-3000:]
-        assert out.split() == ["left", "150", "times"]
+        assert out.split() == ["left", "60", "times"]
