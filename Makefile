@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
 .PHONY: .venv quickstart test test-all results benchmarks endurance mutants lint
@@ -19,11 +20,11 @@ quickstart: .venv/.installed
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/quickstart.yaml
 
 test: .venv/.installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS)
 
 # Adds the slow tests: processes, learning, kills, DeepSpeed, packaging.
 test-all: .venv/.installed
-	$(PY) -m pytest -m "" --durations=15 --cov --cov-report=term
+	$(PY) -m pytest -m "" -n $(WORKERS) --durations=25 --cov --cov-report=term
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
