@@ -18,8 +18,10 @@ from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
 
 ROWS_PER_CHUNK = 512
 """Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
-ROWS_PER_CHUNK_ON_CPU = 64
-"""Fewer where products of matrices gain nothing from more rows and fresh memory is slow: docs/performance.md."""
+ROWS_PER_CHUNK_ON_CPU = 128
+"""Fewer where products of matrices gain nothing from more rows. Not fewer still: below 32 MiB, a chunk of LLaDA's
+logits would come from the C library's heap, which keeps what was freed (docs/performance.md).
+"""
 
 
 class TokenHead(nn.Linear):
