@@ -26,20 +26,25 @@ from results.tiny.run import ROOT, run_python
 
 FILE = ROOT / "results/starts.json"
 SHIPPED = ROOT / "recipes/weights"
-STARTS: Mapping[str, str] = {
-    "arithmetic": "tiny_sft",
-    "column_sum": "tiny_column_sum_sft",
-    "small_sudoku": "tiny_small_sudoku_sft",
-    "failing_sum": "tiny_failing_sum_sft",
+STARTS: Mapping[str, tuple[str, ...]] = {
+    "arithmetic": ("tiny_sft",),
+    "column_sum": ("tiny_column_sum_sft",),
+    "small_sudoku": ("tiny_small_sudoku_sft",),
+    "failing_sum": ("tiny_failing_sum_sft", "tiny_failing_sum_sft_2"),
 }
-"""The recipe that makes each."""
+"""The recipes that make each, one after the other; a later one starts from the weights of the one before."""
 
 
 def make(name: str, folder: Path) -> tuple[Path, float]:
     """The folder of the weights made again, and the seconds that they took on a core."""
-    output = folder / "run"
-    _, seconds = run_python([f"recipes/{STARTS[name]}.yaml", "eval.every=0", f"output={output}"], str(folder))
-    return output / "final", seconds
+    start: list[str] = []
+    seconds = 0.0
+    for recipe in STARTS[name]:
+        made = folder / recipe / "final"
+        command = [f"recipes/{recipe}.yaml", *start, "eval.every=0", f"output={made.parent}"]
+        seconds += run_python(command, str(folder))[1]
+        start = [f"model.path={made}"]
+    return made, seconds
 
 
 def distance(one: Path, other: Path) -> float:

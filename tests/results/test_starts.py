@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
+from dllm_rl.recipe.load import load_recipe
 from results.starts import FILE, ROOT, SHIPPED, STARTS, distance
 
 
@@ -31,9 +33,11 @@ def test_the_distance_is_relative_and_zero_for_equal_weights_alone(tmp_path: Pat
 
 def test_every_shipped_start_has_the_recipes_that_make_it() -> None:
     assert set(STARTS) == {folder.name for folder in SHIPPED.iterdir()}
-    for name, recipe in STARTS.items():
-        text = (ROOT / f"recipes/{recipe}.yaml").read_text(encoding="utf-8")
-        assert f"cp runs/{recipe}/final/* recipes/weights/{name}/" in text
+    for name, recipes in STARTS.items():
+        text = (ROOT / f"recipes/{recipes[-1]}.yaml").read_text(encoding="utf-8")
+        assert f"cp runs/{recipes[-1]}/final/* recipes/weights/{name}/" in text
+        for before, after in pairwise(recipes):
+            assert load_recipe(ROOT / f"recipes/{after}.yaml").model.path == f"runs/{before}"
 
 
 def test_the_committed_record_is_of_shipped_starts_made_again_bit_for_bit() -> None:
