@@ -213,6 +213,7 @@ def step(side: Ours) -> dict[str, list[measure.Cost]]:
 def measured(shape: Shape, repeats: int) -> dict[str, Any]:
     """For each side and phase the median over steps of its time in a step, and its highest peak; sides in turn."""
     sides = {"plain": Plain(shape), "dllm_rl": Ours(shape)}
+    judged([[0], [1]])  # loaded once, by neither side
     steps: dict[str, list[dict[str, list[measure.Cost]]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
