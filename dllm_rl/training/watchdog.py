@@ -97,7 +97,8 @@ class Watchdog:
     @contextlib.contextmanager
     def watching(self, network: nn.Module) -> Iterator[None]:
         """Inside, the job is watched, and every forward of `network` is a step."""
-        hook = network.register_forward_pre_hook(torch.compiler.disable(self.step))  # a count would be compiled in
+        uncompiled = torch.compiler.disable(self.step)  # type: ignore[no-untyped-call]
+        hook = network.register_forward_pre_hook(uncompiled)  # else the count would be compiled in
         faulthandler.register(_SHOW_STACKS, file=_STDERR, all_threads=True)
         self._tell(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
         self._since = time.monotonic()
