@@ -2,9 +2,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
+WORKERS ?= 2
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 
-.PHONY: .venv quickstart test test-all results benchmarks mutants lint
+.PHONY: .venv quickstart test test-all results benchmarks endurance mutants lint
 .DEFAULT_GOAL := test
 
 .venv: .venv/.installed
@@ -19,22 +20,32 @@ quickstart: .venv/.installed
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/quickstart.yaml
 
 test: .venv/.installed
-	$(PY) -m pytest
+	$(PY) -m pytest -n $(WORKERS)
 
 # Adds the slow tests: processes, learning, kills, DeepSpeed, packaging.
 test-all: .venv/.installed
-	$(PY) -m pytest -m "" --durations=15 --cov --cov-report=term
+	$(PY) -m pytest -m "" -n $(WORKERS) --durations=25 --cov --cov-report=term
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy --strict
 
-# Every number and figure of results/: the quickstart on three seeds, which the README quotes, and the learning ledger of all
-# methods, about 40 minutes on two CPU cores. The ledger keeps the runs it has: `$(PY) -m results.tiny --again` repeats them.
+# Every number and figure of results/: the quickstart on three seeds, which the README quotes, the learning ledger of all
+# methods with what is free beside it, and IGPO's table; about an hour on two CPU cores. The ledger keeps the runs it has:
+# `$(PY) -m results.tiny --again` repeats them, `--search` finds their settings, `$(PY) -m results.starts` makes the
+# starting weights again.
 results: .venv/.installed
 	$(PY) results/quickstart.py
 	$(PY) -m results.tiny
+	$(PY) -m results.tiny --free
+	$(PY) results/igpo.py
+
+# 30 kills at random moments, six of them through the command line, and the memory of 2,000 updates; about ten minutes on two
+# CPU cores. docs/faults.md quotes both.
+endurance: .venv/.installed
+	$(PY) -m tests.tools.kills --out benchmarks/results/endurance.json
+	$(PY) -m tests.tools.growth --out benchmarks/results/growth.json
 
 # Speed and memory against plain transcriptions of published code: every number of docs/benchmarks.md, about half an hour on two
 # idle CPU cores with 8 GB free. `--quick` after one of the commands says in seconds whether it still runs.

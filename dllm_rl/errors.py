@@ -35,6 +35,10 @@ class CheckpointError(DllmRlError, RuntimeError):
     """A folder of weights is missing, incomplete or belongs to something else; or it could not be written."""
 
 
+class RunStoppedError(DllmRlError, RuntimeError):
+    """A run was asked to stop by a signal, and did, with a checkpoint that it can go on from."""
+
+
 class DivergenceError(DllmRlError, ArithmeticError):
     """Training produced a number that is not finite."""
 

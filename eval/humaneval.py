@@ -14,7 +14,7 @@ Complete this Python function. Answer with the whole function in one ```python b
 
 PROMPTS = {
     "default": [("user", DEFAULT)],
-    # OpenCompass, the harness of LLaDA's evaluation.
+    # OpenCompass, humaneval_gen_8e312c.
     "llada": [("user", "Complete the following python code:\n{prompt}")],
     # Chen et al.: plain text to continue, for base models.
     "continue": "{prompt}",
@@ -28,7 +28,7 @@ class Task:
     """The 164 problems."""
 
     name = "humaneval"
-    version = 1
+    version = 2
 
     def __init__(self, data=None, variant="default"):
         self.data, self.variant = data, variant

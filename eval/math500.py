@@ -27,7 +27,7 @@ PROMPTS = {
     "default": [("user", DEFAULT)],
     # Zhao et al., https://arxiv.org/abs/2504.12216, released evaluation code, its lost quotation mark included.
     "d1": [("user", D1), ("assistant", "<reasoning>\n")],
-    # OpenCompass zero-shot, the harness of LLaDA's evaluation.
+    # OpenCompass, math_0shot_gen_11c4b5, with which LLaDA 1.5 was evaluated.
     "llada": [("user", LLADA)],
 }
 
@@ -36,7 +36,7 @@ class Task:
     """The 500 problems."""
 
     name = "math500"
-    version = 1
+    version = 2
 
     def __init__(self, data=None, variant="default"):
         self.data, self.variant = data, variant

@@ -49,7 +49,7 @@ class Task:
     """Puzzles of a local file."""
 
     name = "sudoku"
-    version = 1
+    version = 2
 
     def __init__(self, data=None, variant="default"):
         self.data, self.variant = data, variant

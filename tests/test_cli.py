@@ -260,7 +260,7 @@ def test_eval_answers_and_its_records_score_the_same(
     first, interval, forwards, protocol = capsys.readouterr().out.splitlines()
     assert first.startswith("gsm8k: accuracy ") and first.endswith("(n 3)")
     assert forwards.startswith("  4.0 forwards an answer, 2.00 tokens per forward")
-    assert protocol.startswith("  gsm8k v1, prompt default, 3 examples") and f"{folder} @ " in protocol
+    assert protocol.startswith("  gsm8k v2, prompt default, 3 examples") and f"{folder} @ " in protocol
     assert [json.loads(line)["index"] for line in out.read_text(encoding="utf-8").splitlines()] == [0, 1, 2]
     assert main(["eval", "--score", str(out), *source, "--out", str(again)]) == 0
     assert capsys.readouterr().out.splitlines() == [first, interval]

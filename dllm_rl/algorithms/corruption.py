@@ -71,6 +71,17 @@ class ComplementarySettings(_Settings):
         return corruption.Complementary()
 
 
+class BalancedSettings(_Settings):
+    """Stratified fixed counts that hide next what was hidden least: the least variance from two draws on."""
+
+    type: Literal["balanced"] = "balanced"
+
+    def build(self) -> Corruptor:
+        from dllm_rl.diffusion import corruption
+
+        return corruption.Balanced()
+
+
 class FullyHiddenSettings(_Settings):
     """One-step estimate of d1: the whole completion hidden, each prompt token hidden with a small probability."""
 
@@ -84,7 +95,7 @@ class FullyHiddenSettings(_Settings):
         return corruption.FullyHidden(prompt_noise=self.prompt_noise)
 
 
-ElboCorruption = FixedCountSettings | BernoulliSettings | AntitheticSettings | ComplementarySettings
+ElboCorruption = FixedCountSettings | BernoulliSettings | AntitheticSettings | ComplementarySettings | BalancedSettings
 """Corruptors whose weighted sum is an unbiased estimate of the ELBO (Bernoulli: up to its floor)."""
 
 AnyCorruption = ElboCorruption | FullyHiddenSettings

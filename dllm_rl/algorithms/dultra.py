@@ -195,6 +195,11 @@ def _planner_temperature(trajectory: Trajectory) -> float:
             "dultra: the rollouts' positions were not chosen by the coins of a planner, whose likelihood is what is "
             "learned; set rollout.sampler to planner, with its mode left at sample"
         )
+    if trajectory.exactness == "approximate_cache":
+        raise RecipeError(
+            "dultra: the rollouts were made through an approximate cache, so what they recorded of tokens and choices "
+            "is not the model's own likelihood; set cache to 'none', or to 'block' for a block-causal model"
+        )
     if trajectory.transform.truncates:
         raise RecipeError(
             "dultra: the rollouts were drawn with top_p or top_k; tokens leave such a support as the policy learns, "

@@ -7,33 +7,41 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from dllm_rl.cli.evaluate import add_compare, add_eval, compare, evaluate
+from dllm_rl.cli.failing import as_one_of_several, say
 from dllm_rl.cli.generate import add_generate, generate, replay
 from dllm_rl.cli.lm_eval import add_lm_eval, lm_eval
 from dllm_rl.cli.overdenoised import add_overdenoised, overdenoised
-from dllm_rl.errors import DllmRlError
+from dllm_rl.errors import DllmRlError, RunStoppedError
 
-if TYPE_CHECKING:
-    from dllm_rl.recipe.build import RunResult
+EXIT_STOPPED = 75
+"""Of a run that a signal stopped, with a checkpoint: EX_TEMPFAIL of sysexits.h, "try again later"."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 1 if a model wrote what does
-        not fit the schema it was given. Other failures raise.
+        The exit code: 2, after one line on stderr, for a mistake in what the user gave; 75 after one line for a run
+        that a signal stopped, with a checkpoint; 1 if a model wrote what does not fit the schema it was given. Other
+        failures raise.
     """
     arguments = _parser().parse_args(argv)
     arguments.argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return arguments.command(arguments) or 0
+    except RunStoppedError as stop:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # a launcher signals the other processes when the first one ends
+        if os.environ.get("RANK", "0") == "0":
+            print(f"dllm-rl: {stop}", file=sys.stderr)
+        return EXIT_STOPPED
     except DllmRlError as error:
-        print(f"dllm-rl: {error}", file=sys.stderr)
+        say(str(error))
         return 2
 
 
@@ -50,16 +58,7 @@ def _run(arguments: argparse.Namespace) -> None:
     load_recipe(arguments.recipe, arguments.overrides)  # tells of a mistake at once, before anything heavy is imported
     from dllm_rl.recipe.build import train
 
-    _recorded(train)(arguments.recipe, arguments.overrides)
-
-
-def _recorded(function: Callable[..., RunResult]) -> Callable[..., RunResult | None]:
-    """Under torchrun, put a failing rank's own traceback into the launcher's summary."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return function
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    return record(function)
+    as_one_of_several(lambda: train(arguments.recipe, arguments.overrides))
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -87,8 +86,12 @@ def _cite(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from dllm_rl.models.export import export_official
+    from dllm_rl.models.export import export_merged, export_official
 
+    if arguments.merged:
+        export_merged(arguments.source, arguments.out)
+        print(f"{arguments.out}: a whole model, under the names of the published modeling code")
+        return
     export_official(arguments.source, arguments.out)
     print(f"{arguments.out}: written under the names of the published modeling code")
 
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     export = command("export", _export, "rewrite saved weights for other code")
     export.add_argument("source", metavar="RUN_OR_ADAPTER", help="folder of a run, an adapter or a model")
     export.add_argument("out", metavar="OUT", help="new folder")
-    export.add_argument(
-        "--official-names", action="store_true", required=True, help="use the names of the published modeling code"
-    )
+    way = export.add_mutually_exclusive_group(required=True)
+    way.add_argument("--official-names", action="store_true", help="use the names of the published modeling code")
+    way.add_argument("--merged", action="store_true", help="likewise, the adapter added to its base: a whole model")
     return parser

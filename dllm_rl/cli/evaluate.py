@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure a model, or score completions in a file; not 0 if a process of several failed."""
-    tasks, data = arguments.tasks.split(","), pairs_of("--data", arguments.data)
+    tasks = arguments.tasks.split(",")
+    alone = len(tasks) == 1  # then the file needs no name
+    data = pairs_of("--data", [f"{tasks[0]}={each}" if alone and "=" not in each else each for each in arguments.data])
     if unknown := data.keys() - set(tasks):
         raise RecipeError(f"--data {min(unknown)}: not among --tasks {arguments.tasks}")
     if (arguments.score is None) == (arguments.model is None):
@@ -137,7 +139,7 @@ def add_eval(parser: argparse.ArgumentParser) -> None:
         "--tasks", metavar="NAMES", required=True, help="comma-separated; gsm8k, or a file such as mine.py"
     )
     parser.add_argument("--score", metavar="FILE", help="a .jsonl file of completions to score instead of a model's")
-    parser.add_argument("--data", metavar="TASK=PATH", action="append", default=[], help="rows of a task; repeatable")
+    parser.add_argument("--data", metavar="[TASK=]PATH", action="append", default=[], help="rows of a task; repeatable")
     parser.add_argument("--prompt", metavar="NAME", help="variant of the prompt, such as d1 (default: the task's own)")
     parser.add_argument("--limit", type=int, help="use only the first examples")
     parser.add_argument("--samples", type=int, default=1, help="answers to each example, for avg@k and pass@k")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dllm_rl.diffusion.corruption import CORRUPTORS as CORRUPTORS
     from dllm_rl.diffusion.corruption import AntitheticLevels as AntitheticLevels
+    from dllm_rl.diffusion.corruption import Balanced as Balanced
     from dllm_rl.diffusion.corruption import Bernoulli as Bernoulli
     from dllm_rl.diffusion.corruption import Complementary as Complementary
     from dllm_rl.diffusion.corruption import Corruptor as Corruptor
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from dllm_rl.diffusion.views import Views as Views
 
 _MODULES = {
-    "corruption": "CORRUPTORS AntitheticLevels Bernoulli Complementary Corruptor FixedCount FullyHidden",
+    "corruption": "CORRUPTORS AntitheticLevels Balanced Bernoulli Complementary Corruptor FixedCount FullyHidden",
     "denoiser": "Denoiser DiffusionSpec TokenScores",
     "likelihood": "ElboEstimate elbo elbo_draws exact_elbo score_views",
     "sequences": "sequences_from_ids",

@@ -126,6 +126,35 @@ class Complementary:
 
 
 @dataclass(frozen=True, slots=True)
+class Balanced:
+    """Stratified fixed counts that hide next what was hidden least: no token is hidden twice more than another.
+
+    The draws of a row are made in the order of their counts, the smallest first. A draw hides the l tokens that the
+    draws before it hid least often, ties broken at random. Each l is uniform on 1..n and each set of l tokens equally
+    likely, so every draw alone is unbiased, weight n / l. What is gained: a hard token is not hidden by several draws
+    of large weight, or missed by all of them, and sets do not repeat before they must. That is most of the variance
+    that stratified levels leave.
+
+    Source: ours; exact variances are in docs/estimators.md. With one draw it is `FixedCount`.
+    """
+
+    draws_per_estimate: ClassVar[int] = 1
+
+    def views(self, sequences: Sequences, num_draws: int, keys: Int64[Tensor, " B"], mask_id: int) -> Views:
+        n = _scored_counts(sequences, num_draws)
+        level = _levels(keys, num_draws, stratified=True)
+        hidden_count, noise = _counts(level, n), _noise(sequences.scored, num_draws, keys)
+        row = torch.arange(len(sequences), device=keys.device)
+        often, hidden = torch.zeros_like(noise[:, 0]), torch.zeros_like(noise, dtype=torch.bool)
+        for draw in level.argsort(dim=-1).unbind(-1):
+            # Noise is below 1, so it decides among equals only.
+            least = (often + noise[row, draw])[:, None]
+            hidden[row, draw] = _smallest(least, hidden_count[row, draw][:, None])[:, 0]
+            often = often + hidden[row, draw]
+        return _views(sequences, hidden, n[:, None] / hidden_count.double(), mask_id)
+
+
+@dataclass(frozen=True, slots=True)
 class FullyHidden:
     """Hide the whole completion and each prompt token with probability `prompt_noise`; weight 1 on scored tokens.
 
@@ -252,5 +281,6 @@ CORRUPTORS: dict[str, type[Corruptor]] = {
     "bernoulli": Bernoulli,
     "antithetic": AntitheticLevels,
     "complementary": Complementary,
+    "balanced": Balanced,
     "fully_hidden": FullyHidden,
 }

@@ -32,8 +32,8 @@ class ElboEstimate(NamedTuple):
     draws: Float64[Tensor, "B K"]
     """One value per view. Each is unbiased alone, except under `Complementary`, where the mean of a pair is."""
     std_error: Float64[Tensor, " B"]
-    """Of `value`, by the formula for independent estimates: conservative for stratified levels, over the means of pairs
-    for corruptors that draw in pairs, NaN when there is a single one."""
+    """Of `value`, by the formula for independent estimates: conservative for stratified levels and more so for
+    balanced sets, over the means of pairs for corruptors that draw in pairs, NaN when there is a single one."""
 
 
 def score_views(
@@ -122,8 +122,8 @@ def elbo(
         prompts: token ids, may be empty; nothing is added.
         completions: token ids, at least one each.
         num_draws: views per completion.
-        corruptor: "fixed_count", "bernoulli", "antithetic", "complementary", "fully_hidden" (one-step likelihood, not
-            an ELBO), or a corruptor.
+        corruptor: "fixed_count", "bernoulli", "antithetic", "complementary", "balanced", "fully_hidden" (one-step
+            likelihood, not an ELBO), or a corruptor.
         seed: of the draws.
         sample_ids: what a row's draws are keyed by; default 0, 1, ..., so equal rows draw apart.
         views_per_forward: changes speed and memory, not the result.

@@ -21,12 +21,19 @@ class ScheduleTrace:
     """What was added to the manual schedule, before the links: a draw from N(mean(features), sigma^2)."""
     logp: Float64[Tensor, "B S"]
     """Log-density of the action, nats; 0 where sigma is 0 and nothing was drawn."""
+    commit: Float64[Tensor, "B S"]
+    """How much was to be written at each step, manual or decided: a share of the open positions, before it is rounded
+    to a number of them, or the probability that a position had to reach."""
     temperature: Float64[Tensor, "B S"] | None
     """Of the tokens' distribution at each step; None if that was not the policy's to decide."""
     cfg_scale: Float64[Tensor, "B S"] | None
     """Strength of guidance at each step; None if that was not the policy's to decide."""
+    ranking_temperature: Float64[Tensor, "B S"] | None
+    """How random the order was at each step; None if that was not the policy's to decide."""
     sigma: float
     """Standard deviation of every action around its mean."""
+    learned: tuple[str, ...]
+    """What the policy decided, one action each, in their order."""
 
     def select(self, rows: Int64[Tensor, " R"]) -> ScheduleTrace:
         """The decisions of `rows`, in that order, repeats allowed."""
@@ -52,7 +59,7 @@ class ScheduleTrace:
 
 
 def _made_of(trace: ScheduleTrace, tensors: dict[str, Tensor]) -> ScheduleTrace:
-    return replace(trace, **tensors)  # type: ignore[arg-type]  # sigma, a number, is none of them
+    return replace(trace, **tensors)  # type: ignore[arg-type]  # sigma and learned are none of them
 
 
 def _tensors(trace: ScheduleTrace) -> dict[str, Tensor]:

@@ -54,12 +54,19 @@ class Transform:
         Raises:
             ValueError: at temperature 0, where log-probabilities are 0 or minus infinity and carry no gradient.
         """
+        return torch.log_softmax(self.scaled_(logits.clone()), dim=-1)
+
+    def scaled_(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
+        """Overwrite logits with those of the distribution drawn from; differentiable. See `log_probs`."""
         if self.temperature == 0:
             raise ValueError("temperature 0 draws greedily and has no log-probabilities; roll out with temperature > 0")
-        scaled = self.permitted(logits) / self.temperature
+        if self.forbidden_ids:
+            logits.index_fill_(-1, torch.tensor(self.forbidden_ids, device=logits.device), float("-inf"))
+        if self.temperature != 1:
+            logits.div_(self.temperature)
         if self.truncates:
-            scaled = scaled.masked_fill(~self._kept(scaled.detach()), float("-inf"))
-        return torch.log_softmax(scaled, dim=-1)
+            logits.masked_fill_(~self._kept(logits.detach()), float("-inf"))
+        return logits
 
     def _kept(self, scaled: Float[Tensor, "*batch V"]) -> Tensor:
         """The most probable tokens that top-p and top-k leave: both keep a head of the sorted vocabulary."""

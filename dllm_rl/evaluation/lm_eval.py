@@ -204,7 +204,7 @@ def run_lm_eval(
         lm-eval's results.
 
     Raises:
-        RecipeError: lm-eval knows no such task.
+        RecipeError: lm-eval knows no such task, or one runs code and that was not allowed.
     """
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -212,15 +212,20 @@ def run_lm_eval(
     manager = TaskManager(include_path=None if include_path is None else str(include_path))
     if unknown := [task for task in tasks if not manager.match_tasks([task])]:
         raise RecipeError(f"lm-eval {version('lm-eval')} has no task {unknown[0]!r}; `lm-eval ls tasks` lists them")
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model=language_model,
-        tasks=list(tasks),
-        task_manager=manager,
-        limit=limit,
-        num_fewshot=num_fewshot,
-        apply_chat_template=apply_chat_template,
-        confirm_run_unsafe_code=allow_unsandboxed,
-    )
+    try:
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model=language_model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            num_fewshot=num_fewshot,
+            apply_chat_template=apply_chat_template,
+            confirm_run_unsafe_code=allow_unsandboxed,
+        )
+    except ValueError as error:
+        if "unsafe" not in str(error):
+            raise
+        raise RecipeError(f"a task runs code, unprotected; allow it with --allow-unsandboxed ({error})") from error
     return results
 
 

@@ -25,6 +25,7 @@ from dllm_rl.models.attention import (
     seen_positions,
 )
 from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
+from dllm_rl.models.few import Few
 from dllm_rl.models.policy_head import refuse_missing
 from dllm_rl.models.save import save
 
@@ -198,6 +199,8 @@ class DiffusionModel:
     ) -> TokenScores:
         """Log-probabilities of `tokens` at `where` given `canvas`; differentiable, never holds logits of all positions.
 
+        The network runs on no column that is padding in every row, and once for rows that show it the same.
+
         Args:
             transform: the distribution to score under; None is the full softmax at temperature 1.
             prompt: positions that classifier-free guidance hides; needed exactly where something guides.
@@ -211,20 +214,22 @@ class DiffusionModel:
         """
         if not len(canvas):
             return self._score_of_no_row(canvas, transform, entropy, open, temperature, cfg_scale)
-        inputs = self._inputs(canvas, where, attend, None)
+        self._refuse_mismatch(canvas, where)
+        guides = cfg_scale is not None or (transform is not None and transform.cfg_scale)
+        few = Few.of(canvas, where, attend, self._without(canvas, prompt) if guides else None, open)
+        inputs, seen = self._seen(few.canvas, few.attend, None)
         row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
+        inputs.update(rows=few.flat(self._rows(few.where, seen[few.place])), unconditional_ids=few.blind)
         inputs.update(temperature=None if temperature is None else temperature[row])
         inputs.update(cfg_scale=None if cfg_scale is None else cfg_scale[row])
         if transform is not None:
             self._refuse_forbidden(inputs["tokens"], transform)
-        if cfg_scale is not None or (transform is not None and transform.cfg_scale):
-            inputs["unconditional_ids"] = self._without(canvas, prompt)
-        if open is None:
+        if open is None or few.open is None:
             scores, plan = self.network(**inputs), None
         else:
-            scores, plan = self.network(**inputs, **self._plan_inputs(canvas, open, attend))
-            plan = plan.masked_fill(~open, 0.0)
+            scores, plan = self.network(**inputs, **self._plan_inputs(few.canvas, few.open, few.attend))
+            plan = few.everywhere(plan).masked_fill(~open, 0.0)
         dense = [None if part is None else part.new_zeros(where.shape).masked_scatter(where, part) for part in scores]
         return TokenScores(dense[0], dense[1], plan)  # type: ignore[arg-type]
 
@@ -296,10 +301,14 @@ class DiffusionModel:
         attend: Attend,
         positions: Int64[Tensor, "B N"] | None,
     ) -> dict[str, Any]:
-        if where.shape != canvas.shape:
-            raise ModelContractError(
-                f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
-            )
+        self._refuse_mismatch(canvas, where)
+        inputs, seen = self._seen(canvas, attend, positions)
+        return {**inputs, "rows": self._rows(where, seen)}
+
+    def _seen(
+        self, canvas: Int[Tensor, "B N"], attend: Attend, positions: Int64[Tensor, "B N"] | None
+    ) -> tuple[dict[str, Any], Bool[Tensor, "B N"]]:
+        """What the network is given of a canvas, and which positions are no padding."""
         refuse_flex_on_cpu(self._bare, canvas.device)
         attend = own_pattern(attend, self.spec.block_size)
         two_streams = isinstance(attend, AttentionSpec) and attend.kind == "two_stream"
@@ -307,12 +316,8 @@ class DiffusionModel:
         self._refuse_too_long(length, 2 if two_streams else 1)
         seen = seen_positions(attend, canvas.shape, canvas.device)
         positions = position_ids(attend, seen) if positions is None else positions
-        return {
-            "input_ids": canvas,
-            "attention_mask": attention_mask(attend, seen, positions, self._bare),
-            "position_ids": positions,
-            "rows": self._rows(where, seen),
-        }
+        mask = attention_mask(attend, seen, positions, self._bare)
+        return {"input_ids": canvas, "attention_mask": mask, "position_ids": positions}, seen
 
     def _plan_inputs(self, canvas: Int[Tensor, "B N"], open: Bool[Tensor, "B N"], attend: Attend) -> dict[str, Tensor]:
         refuse_missing(self.config, "planner")
@@ -343,6 +348,13 @@ class DiffusionModel:
                 "the transform guides (cfg_scale > 0) but no prompt is given; pass prompt=Bool[B, N]"
             )
         return canvas.masked_fill(prompt, self.spec.mask_id)
+
+    @staticmethod
+    def _refuse_mismatch(canvas: Int[Tensor, "B N"], where: Bool[Tensor, "B N"]) -> None:
+        if where.shape != canvas.shape:
+            raise ModelContractError(
+                f"`where` has shape {tuple(where.shape)} and the canvas {tuple(canvas.shape)}; expected the same shape"
+            )
 
     @staticmethod
     def _refuse_forbidden(tokens: Int64[Tensor, " T"], transform: Transform) -> None:

@@ -1,4 +1,4 @@
-"""Rewrite what was saved so that the published modeling code, without this library, can load it."""
+"""Rewrite what was saved so that the published modeling code, without this library, can load it; or merge it first."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from dllm_rl.errors import CheckpointError
+from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import Family, family_of
 from dllm_rl.models.load import ADAPTER_CONFIG, base_config, load_model, resolve
 from dllm_rl.models.policy_head import POLICY_HEAD, read_settings
@@ -63,6 +64,23 @@ def export_official(path: str | Path, out: str | Path) -> None:
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise CheckpointError(f"{out} could not be written: {error}") from error
+
+
+def export_merged(path: str | Path, out: str | Path) -> None:
+    """Write the adapter at `path` added to its base, as one model, to the new folder `out`.
+
+    Sums are rounded to the base's own dtype, so in bfloat16 the merged model is not quite base plus adapter.
+
+    Raises:
+        CheckpointError: when `out` exists, or `path` holds no adapter.
+    """
+    source, out = Path(resolve(path)), Path(out)
+    if out.exists():
+        raise CheckpointError(f"{out} exists; expected a new folder to export to")
+    if not (source / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(f"{source} holds no adapter to merge; expected a run with LoRA, or an adapter")
+    model = load_model(source, dtype="auto")
+    DiffusionModel(model.network.merge_and_unload(), model.spec, model.tokenizer).save(out)  # type: ignore[operator]
 
 
 def published_name(name: str, family: Family) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dllm_rl.diffusion.denoiser import TokenScores
@@ -17,6 +18,10 @@ from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
 
 ROWS_PER_CHUNK = 512
 """Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
+ROWS_PER_CHUNK_ON_CPU = 128
+"""Fewer where products of matrices gain nothing from more rows. Not fewer still: below 32 MiB, a chunk of LLaDA's
+logits would come from the C library's heap, which keeps what was freed (docs/performance.md).
+"""
 
 
 class TokenHead(nn.Linear):
@@ -26,7 +31,8 @@ class TokenHead(nn.Linear):
     the weight once per call of a module, and ranks with different numbers of chunks must make equally many calls.
     """
 
-    rows_per_chunk: int = ROWS_PER_CHUNK
+    rows_per_chunk: int | None = None
+    """None: ROWS_PER_CHUNK of the device."""
 
     def forward(  # type: ignore[override]
         self,
@@ -48,11 +54,10 @@ class TokenHead(nn.Linear):
             return self._logits(hidden)
         unconditional = hidden[:, :0] if unconditional is None else unconditional
         own = [hidden[:, :0] if each is None else each[:, None] for each in (temperature, cfg_scale)]
+        size = self.rows_per_chunk or (ROWS_PER_CHUNK_ON_CPU if hidden.device.type == "cpu" else ROWS_PER_CHUNK)
         scores = [
             checkpoint(self._score_rows, *rows, transform, entropy, use_reentrant=False, preserve_rng_state=False)
-            for rows in zip(
-                *(torch.split(x, self.rows_per_chunk) for x in (hidden, tokens, unconditional, *own)), strict=True
-            )
+            for rows in zip(*(torch.split(x, size) for x in (hidden, tokens, unconditional, *own)), strict=True)
         ]
         logp, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return TokenScores(logp, entropies if entropy else None)
@@ -81,10 +86,10 @@ class TokenHead(nn.Linear):
             scale = cfg_scale if cfg_scale.shape[1] else transform.cfg_scale
             logits = guide(logits, self._logits(unconditional), scale)
         if temperature.shape[1]:
-            logits, transform = logits / temperature.to(logits), replace(transform, temperature=1.0)
-        log_probs = transform.log_probs(logits)
-        logp = log_probs.gather(1, tokens[:, None])[:, 0]
-        return logp, entropy_of(log_probs) if entropy else logp[:0]
+            logits, transform = logits.div_(temperature.to(logits)), replace(transform, temperature=1.0)
+        scaled = transform.scaled_(logits)  # of nobody else: nothing is copied
+        logp = chosen_logp(scaled, tokens)
+        return logp, entropy_of(scaled.log_softmax(1)) if entropy else logp[:0]
 
 
 class ScoresRows:
@@ -192,6 +197,32 @@ class ScoresRowsOfExperts(ScoresRows):
     def _can_set_experts_implementation(cls) -> bool:
         """Yes: the parent can. Transformers would look for a mark in the source of the module of this very class."""
         return True
+
+
+class _ChosenLogp(torch.autograd.Function):
+    """Log-softmax at one column of each row: as many passes over the logits as there must be, and one copy at a time.
+
+    Torch's own would hold the log-probabilities, a gradient that is zero but for one column, and one of the logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
+        largest = logits.amax(1, keepdim=True)
+        log_sum = (logits - largest).exp_().sum(1, keepdim=True).log_()
+        ctx.save_for_backward(logits, tokens, largest, log_sum)
+        return (logits.gather(1, tokens[:, None]) - largest - log_sum)[:, 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        logits, tokens, largest, log_sum = ctx.saved_tensors
+        of_logits = (logits - largest).sub_(log_sum).exp_().mul_(-gradient[:, None])
+        return of_logits.scatter_add_(1, tokens[:, None], gradient[:, None]), None
+
+
+def chosen_logp(logits: Float[Tensor, "T V"], tokens: Int64[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """Log-probability of one token per row, nats; differentiable once."""
+    return _ChosenLogp.apply(logits, tokens)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def entropy_of(log_probs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:

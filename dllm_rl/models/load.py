@@ -13,12 +13,13 @@ from safetensors import SafetensorError
 from transformers import AutoTokenizer, BitsAndBytesConfig, PreTrainedConfig
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from dllm_rl.errors import CheckpointError, RecipeError, one_line
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
 from dllm_rl.models.lora import add_lora, load_adapter
-from dllm_rl.models.policy_head import POLICY_HEAD, attach_head, head_of, read_settings
+from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head, head_of, read_settings
 from dllm_rl.models.save import BASE
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -60,7 +61,7 @@ def load_model(
     Raises:
         CheckpointError: when files are missing or do not belong together.
         ModelContractError: when the checkpoint asks for something this library does not compute.
-        RecipeError: when there is no such device.
+        RecipeError: when there is no such device, or nothing to quantize with.
     """
     source, adapter = _base_and_adapter(path, adapter)
     if lora is not None and adapter is not None:
@@ -185,6 +186,7 @@ def _network(
     quantization: str | None,
     revision: str | None,
 ) -> Any:
+    quantized = None if quantization is None else _quantization(quantization, device)
     _refuse_device(device)
     config = network_class.config_class.from_dict(fields)
     if dtype != "auto" and dtype not in DTYPES:
@@ -197,7 +199,7 @@ def _network(
                 dtype=DTYPES.get(dtype, "auto"),
                 attn_implementation=attn_implementation,
                 experts_implementation="eager" if dtype == "float64" else None,  # grouped products stop at float32
-                quantization_config=None if quantization is None else _quantization(quantization),
+                quantization_config=quantized,
                 device_map=None if quantization is None else {"": device},
                 revision=revision,
                 output_loading_info=True,
@@ -237,11 +239,27 @@ def _refuse_device(device: str | torch.device) -> None:
         raise RecipeError(f"device is {str(device)!r}, which cannot be used here: {one_line(error)}") from error
 
 
-def _quantization(name: str) -> BitsAndBytesConfig:
+def _quantization(name: str, device: str | torch.device) -> BitsAndBytesConfig:
     if name != "nf4":
         raise CheckpointError(f"quantization is {name!r}; expected 'nf4'")
+    if not torch.cuda.is_available() or torch.device(device).type != "cuda":
+        raise RecipeError(f"quantization nf4 needs a GPU, and the model is to be on {str(device)!r}; drop quantization")
+    if not is_bitsandbytes_available():
+        raise RecipeError("quantization nf4 needs bitsandbytes; pip install bitsandbytes, or drop quantization")
+    return four_bits()
+
+
+def four_bits() -> BitsAndBytesConfig:
+    """QLoRA's storage of the frozen weights. Heads stay whole: `TokenHead` scores in float32, policy heads are exact.
+
+    Source: Dettmers et al., https://arxiv.org/abs/2305.14314.
+    """
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["lm_head", *HEADS],
     )
 
 

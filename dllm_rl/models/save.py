@@ -89,7 +89,7 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
         if not base.name_or_path:
             _write_base(network, folder / BASE, state_dict)
     else:
-        network.save_pretrained(str(folder), state_dict=state_dict)
+        network.save_pretrained(str(folder), state_dict=_each_once(network, state_dict))
     if tokenizer is not None:
         tokenizer.save_pretrained(str(folder))
 
@@ -97,13 +97,35 @@ def _write(network: Any, tokenizer: Any | None, folder: Path, state_dict: dict[s
 def _write_base(network: PeftModel, folder: Path, state_dict: dict[str, Tensor] | None) -> None:
     """The network under the adapter, as if it had never been wrapped."""
     tensors: dict[str, Tensor] = network.state_dict() if state_dict is None else state_dict
-    below = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-        for name, tensor in tensors.items()
-        if ".lora_" not in name and ".modules_to_save." not in name
-    }
+    below = {_unwrapped(name): tensor for name, tensor in tensors.items() if _is_of_base(name)}
     base: Any = network.get_base_model()
-    base.save_pretrained(str(folder), state_dict=below)
+    if missing := _base_names(network) - below.keys():
+        raise CheckpointError(
+            f"the base under the adapter was made in code and cannot be written: {len(missing)} of its weights, such "
+            f"as {min(missing)}, were not gathered (DeepSpeed's third stage gathers what is trained); write it to a "
+            "folder first and give that as model.path"
+        )
+    base.save_pretrained(str(folder), state_dict=_each_once(base, below))
+
+
+def _unwrapped(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", ".")
+
+
+def _is_of_base(name: str) -> bool:
+    return ".lora_" not in name and ".modules_to_save." not in name
+
+
+def _base_names(network: PeftModel) -> set[str]:
+    """Names of the tensors of the network under the adapter, as if it had never been wrapped."""
+    return {_unwrapped(name) for name in network.state_dict() if _is_of_base(name)}
+
+
+def _each_once(network: Any, state_dict: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    """Without the second name of a tensor: a head tied to the embedding, once gathered, looks like one of its own."""
+    if state_dict is None:
+        return None
+    return {name: tensor for name, tensor in state_dict.items() if name not in network.all_tied_weights_keys}
 
 
 def _refuse_empty(folder: Path) -> None:

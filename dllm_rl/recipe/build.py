@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from dllm_rl.errors import CheckpointError
+from dllm_rl.errors import CheckpointError, RunStoppedError
 from dllm_rl.recipe.evaluate import evaluator
 from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.launch import (
     check_world,
     leave_process_group_at_exit,
+    load_whole,
     quieten,
     training_arguments,
 )
 from dllm_rl.recipe.load import load_recipe, recipe_file
 from dllm_rl.recipe.model import make_model, needs_reference_copy
-from dllm_rl.recipe.output import RunFolder, check_owner, record
+from dllm_rl.recipe.output import RunFolder, check_owner, held, put_in_place, record
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
-from dllm_rl.training.checkpoint import is_disk_full, last_complete, planned_updates, update_of
-from dllm_rl.training.compat import prepare_frozen
+from dllm_rl.training.checkpoint import Found, clear_broken, could_not_write, find_whole, planned_updates, update_of
+from dllm_rl.training.compat import keep_precision, prepare_frozen
+from dllm_rl.training.divergence import Limits
+from dllm_rl.training.keeping import KeepWhole
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
+from dllm_rl.training.manifest import problem_of
+from dllm_rl.training.spread import RecordSpread, Spread, refuse_unfit
+from dllm_rl.training.stopping import StopAtWindowEnd, StopRequest, follow_launcher
 from dllm_rl.training.trainer import DiffusionTrainer
+from dllm_rl.training.watchdog import Watchdog, board_of_processes
 
 log = logging.getLogger(__name__)
 
@@ -47,51 +58,82 @@ class RunResult:
 def train(recipe_path_or_dict: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunResult:
     """Run a recipe. A run that was interrupted goes on from its last whole checkpoint.
 
+    While it trains, SIGTERM and SIGINT ask it to stop at the end of a rollout's updates, with a checkpoint.
+
     Args:
         recipe_path_or_dict: a YAML file, a run's recipe.json, or the recipe itself.
         overrides: "key.path=value", applied in order.
 
     Raises:
+        RunStoppedError: a signal asked it to stop, and it did.
         DllmRlError: something in the recipe, its data, its rewards or its output cannot be used as it is.
     """
     recipe = load_recipe(recipe_path_or_dict, overrides)
     check_options(recipe)
     quieten()
     leave_process_group_at_exit()
+    follow_launcher()
     base = Path.cwd() if isinstance(recipe_path_or_dict, Mapping) else recipe_file(recipe_path_or_dict).parent
-    checkpoint = _checkpoint(recipe)
+    ours = check_owner(recipe)
     folder = RunFolder(Path(recipe.output))
-    trainer = _trainer(recipe, base, folder, checkpoint)
-    if trainer.accelerator.is_main_process:
-        record(recipe)
-    if checkpoint is not None:
-        log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
-        warn_of_another_schedule(trainer, checkpoint)
-    _run(trainer, folder, checkpoint)
+    with held(folder):
+        trainer = _trainer(recipe, base)
+        checkpoint = _checkpoint(recipe, ours, trainer.accelerator)
+        if checkpoint is not None:
+            refuse_unfit(checkpoint, Spread.of(trainer.accelerator, trainer.layout))
+            trainer.args.eval_on_start = False
+            if trainer.accelerator.is_main_process:
+                log.warning("resuming %s from update %d", recipe.output, update_of(checkpoint))
+                warn_of_another_schedule(trainer, checkpoint)
+        with _told_if_unwritable(folder), _watchdog(recipe, trainer).watching(trainer.diffusion.network):
+            if trainer.accelerator.is_main_process:
+                record(recipe)
+            _run(recipe, trainer, folder, checkpoint)
     result = RunResult(folder.path, folder.final, read_metrics(folder.metrics))
-    trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         print(farewell(result, recipe), flush=True)
     return result
 
 
-def _checkpoint(recipe: Recipe) -> Path | None:
-    """Where to go on from: what the recipe names, else this run's own last whole checkpoint."""
-    ours = check_owner(recipe)
-    named = recipe.train.arguments.get("resume_from_checkpoint")
-    if isinstance(named, str):
-        if update_of(Path(named)) is None:
-            raise CheckpointError(f"train.resume_from_checkpoint: {named} is not a whole checkpoint of a run")
-        return Path(named)
-    return last_complete(Path(recipe.output)) if ours else None
+def _checkpoint(recipe: Recipe, ours: bool, accelerator: Accelerator) -> Path | None:
+    """Where to go on from: what the recipe names, else this run's own last whole checkpoint.
+
+    The main process reads and decides, so that all go on from the same one.
+
+    Raises:
+        CheckpointError: the one that the recipe names is not whole.
+    """
+    decided: list[Path | CheckpointError | None] = [None]
+    if accelerator.is_main_process:
+        named = recipe.train.arguments.get("resume_from_checkpoint")
+        if isinstance(named, str):
+            problem = problem_of(Path(named))
+            error = CheckpointError(f"train.resume_from_checkpoint: {named} is not a whole checkpoint: {problem}")
+            decided = [Path(named) if problem is None else error]
+        elif ours:
+            decided = [_own_checkpoint(Path(recipe.output))]
+    found: Path | CheckpointError | None = broadcast_object_list(decided)[0]
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
 
 
-def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | None) -> DiffusionTrainer:
+def _own_checkpoint(output: Path) -> Path | None:
+    """The run's last whole checkpoint; those that it is followed by are named, and make room."""
+    found: Found = find_whole(output)
+    instead = f"going on from {found.checkpoint.name}" if found.checkpoint else "there is no whole one: starting again"
+    for folder, problem in found.broken.items():
+        log.warning("%s is not whole: %s; %s", folder, problem, instead)
+    clear_broken(output, found)
+    return found.checkpoint
+
+
+def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
+    load_whole()
     model = make_model(recipe, base)
     rows = load_data(recipe, base, model)
-    arguments = training_arguments(recipe, len(rows), resuming=checkpoint is not None)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    arguments = training_arguments(recipe, len(rows))
     trainer = DiffusionTrainer(
         model=model,
         algorithm=recipe.algorithm,
@@ -99,15 +141,21 @@ def _trainer(recipe: Recipe, base: Path, folder: RunFolder, checkpoint: Path | N
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
         head_learning_rate=recipe.train.head_learning_rate,
+        limits=Limits(recipe.train.stop_at_grad_norm, recipe.train.stop_at_log_ratio),
     )
     check_world(trainer)
+    trainer.add_callback(RecordSpread(Spread.of(trainer.accelerator, trainer.layout)))
     if needs_reference_copy(recipe):
         model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
+    keep_precision(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
-    for callback in _callbacks(recipe, folder, trainer, checkpoint):
-        trainer.add_callback(callback)
     return trainer
+
+
+def _watchdog(recipe: Recipe, trainer: DiffusionTrainer) -> Watchdog:
+    processes = trainer.accelerator
+    return Watchdog(recipe.stuck_after, processes.process_index, processes.num_processes, board_of_processes())
 
 
 def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> None:
@@ -123,41 +171,83 @@ def warn_of_another_schedule(trainer: DiffusionTrainer, checkpoint: Path) -> Non
 
 
 def _callbacks(
-    recipe: Recipe, folder: RunFolder, trainer: DiffusionTrainer, checkpoint: Path | None
+    recipe: Recipe, folder: RunFolder, trainer: DiffusionTrainer, checkpoint: Path | None, stop: StopAtWindowEnd
 ) -> list[TrainerCallback]:
-    if not trainer.accelerator.is_main_process:
-        return [EvaluateEvery(recipe.eval.every)] if recipe.eval else []
-    resumed = update_of(checkpoint) if checkpoint is not None else None
-    callbacks: list[TrainerCallback] = [
-        MetricsFile(folder.metrics, resumed or 0),
-        Progress(lambda: trainer.samples),
-        Curve(folder.metrics, folder.curve),
-    ]
-    return [EvaluateEvery(recipe.eval.every), *callbacks] if recipe.eval else callbacks
+    """In the order in which they act: is there to be an evaluation, a stop, and so a checkpoint."""
+    limit, trainer.args.save_total_limit = trainer.args.save_total_limit, None  # the callback does it, when it is safe
+    callbacks: list[TrainerCallback] = [EvaluateEvery(recipe.eval.every)] if recipe.eval else []
+    callbacks += [stop, KeepWhole(trainer.accelerator.wait_for_everyone, limit, (folder.metrics,))]
+    if trainer.accelerator.is_main_process:
+        callbacks += [
+            MetricsFile(folder.metrics, update_of(checkpoint) if checkpoint is not None else 0),
+            Progress(lambda: trainer.samples),
+            Curve(folder.metrics, folder.curve),
+        ]
+    return callbacks
 
 
-def _run(trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) -> None:
-    """Train and save; a full disk costs what was not yet written, never what was.
+def _run(recipe: Recipe, trainer: DiffusionTrainer, folder: RunFolder, checkpoint: Path | None) -> None:
+    """Train and save, until the end or until a signal.
+
+    Raises:
+        RunStoppedError: the signal came before the last update.
+    """
+    request = StopRequest()
+    stop = StopAtWindowEnd(request, recipe.algorithm.num_iterations, _any_process(trainer.accelerator))
+    for callback in _callbacks(recipe, folder, trainer, checkpoint, stop):
+        trainer.add_callback(callback)
+    with request.heeded():
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
+            update = trainer.state.global_step
+            if update < trainer.state.max_steps:
+                asked = request.signal.name if request.signal else "a signal to another process"
+                raise RunStoppedError(
+                    f"{folder.path}: stopped by {asked} after update {update} of {trainer.state.max_steps}; "
+                    f"checkpoint-{update} is whole. Run the same command again to go on"
+                )
+            _save_final(trainer, folder)
+        finally:
+            for callback in trainer.callback_handler.callbacks:
+                if isinstance(callback, Progress):
+                    callback.close()
+
+
+def _save_final(trainer: DiffusionTrainer, folder: RunFolder) -> None:
+    made = folder.final.with_name(".final.writing")
+    trainer.save_model(str(made))
+    if trainer.accelerator.is_main_process:
+        put_in_place(made, folder.final)
+    trainer.accelerator.wait_for_everyone()
+
+
+def _any_process(accelerator: Accelerator) -> Callable[[bool], bool]:
+    """Whether something is so on one process at least."""
+
+    def any_of(here: bool) -> bool:
+        return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device), reduction="sum") > 0)
+
+    return any_of
+
+
+@contextmanager
+def _told_if_unwritable(folder: RunFolder) -> Iterator[None]:
+    """A full or read-only disk costs what was not yet written, never what was, and one line.
 
     Raises:
         CheckpointError: nothing more could be written.
     """
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint is not None else None)
-        trainer.save_model(str(folder.final))
+        yield
     except Exception as error:
-        if not is_disk_full(error):
+        if not could_not_write(error, folder.path):
             raise
-        left = last_complete(folder.path)
+        left = find_whole(folder.path).checkpoint
         kept = f"the last whole checkpoint is {left}" if left else "no checkpoint was written yet"
         raise CheckpointError(
-            f"{folder.path}: could not write: {error.__cause__ or error}; {kept}. Free space and run the same command "
-            "again to go on"
+            f"{folder.path}: could not write: {error.__cause__ or error}; {kept}. Make room, or the folder writable, "
+            "and run the same command again to go on"
         ) from error
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, Progress):
-                callback.close()
 
 
 def farewell(result: RunResult, recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import transformers
 from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainingArguments
 
 from dllm_rl.errors import RecipeError
@@ -22,6 +23,11 @@ from dllm_rl.recipe.schema import Recipe
 def under_deepspeed() -> bool:
     """Whether accelerate was launched with DeepSpeed."""
     return os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+
+
+def under_fsdp() -> bool:
+    """Whether accelerate was launched with FSDP."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false") == "true"
 
 
 def world_size() -> int:
@@ -38,7 +44,7 @@ def _device_arguments() -> dict[str, Any]:
     return {"use_cpu": True, **({"ddp_backend": "gloo"} if world_size() > 1 else {})}
 
 
-def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> TrainingArguments:
+def training_arguments(recipe: Recipe, num_rows: int) -> TrainingArguments:
     """TrainingArguments of a recipe.
 
     Raises:
@@ -57,7 +63,7 @@ def training_arguments(recipe: Recipe, num_rows: int, *, resuming: bool) -> Trai
         **given,
         "output_dir": recipe.output,
         "disable_tqdm": True,
-        "eval_on_start": recipe.eval is not None and not resuming,
+        "eval_on_start": recipe.eval is not None,
         "ignore_data_skip": True,
         "logging_nan_inf_filter": False,
         "remove_unused_columns": False,
@@ -95,18 +101,39 @@ def _check_windows(recipe: Recipe, arguments: TrainingArguments) -> None:
 
 
 def check_world(trainer: Trainer) -> None:
-    """Refuse to train apart: several processes were launched, but they are not one world.
+    """Refuse to train otherwise than was asked for: apart, or with whole weights where they were to be spread.
 
     Raises:
-        RecipeError: the launcher started several processes and accelerate sees one, or does not synchronise them.
+        RecipeError: the launcher started several processes and accelerate sees one, or does not synchronise them; or
+            FSDP was asked for and accelerate does not shard, or not in the one way that is supported.
     """
     state = trainer.accelerator.state
     wanted = world_size()
+    if under_fsdp():
+        _check_fsdp(trainer)
     if wanted > 1 and (state.num_processes != wanted or state.distributed_type.value == "NO"):
         raise RecipeError(
             f"{wanted} processes were launched, but accelerate runs {state.num_processes} as {state.distributed_type}; "
             "each would train a model of its own. Launch with --config_file recipes/accelerate/ddp_cpu.yaml (no "
             "GPU) or another file of that folder"
+        )
+
+
+def _check_fsdp(trainer: Trainer) -> None:
+    state = trainer.accelerator.state
+    if state.distributed_type.value != "FSDP":
+        raise RecipeError(
+            f"launched with FSDP, but accelerate runs {state.num_processes} processes on {state.device.type} as "
+            f"{state.distributed_type.value}, which spreads nothing: accelerate does not shard on CPUs, nor in one "
+            "process. Launch with recipes/accelerate/ddp_cpu.yaml, or with zero3.yaml to spread weights over CPUs"
+        )
+    if not trainer.accelerator.is_fsdp2:
+        raise RecipeError("launched with FSDP 1, which is not supported; set fsdp_version: 2 in its fsdp_config")
+    kept_as = state.fsdp_plugin.state_dict_type.name
+    if kept_as != "FULL_STATE_DICT":
+        raise RecipeError(
+            f"launched with fsdp_state_dict_type {kept_as}, of which no model would be saved; set FULL_STATE_DICT in "
+            "its fsdp_config"
         )
 
 
@@ -121,13 +148,34 @@ def quieten() -> None:
 @cache
 def leave_process_group_at_exit() -> None:
     """Join the threads that processes met over before the interpreter exits: left running they may abort it."""
-    atexit.register(_leave_process_group)
+    atexit.register(leave_process_group)
 
 
-def _leave_process_group() -> None:
-    if distributed.is_available() and distributed.is_initialized():
-        gc.collect()  # the wrapped model holds the group, and sits in reference cycles
-        distributed.destroy_process_group()
+def leave_process_group() -> None:
+    """End the threads that processes met over, from Python, which lets other threads run while it waits for them.
+
+    A wrapper of the model for several processes holds the group from C++. Were it the last to, it would wait with the
+    interpreter locked, for threads that may need it to finish. So wrappers go first, or, where something keeps them
+    (a traceback does), what they hold. Nothing is sent: other processes may be gone already.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return
+    gc.collect()  # wrapped models sit in reference cycles
+    for wrapper in [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]:
+        for held in ("logger", "reducer"):
+            wrapper.__dict__.pop(held, None)
+    distributed.destroy_process_group()
+
+
+def load_whole() -> None:
+    """Have the next model loaded as it is: a run before it in this process left transformers spreading what it loads.
+
+    Under DeepSpeed's third stage a network must be whole when adapters are put on it and a frozen copy is made.
+    """
+    if under_deepspeed():
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def _skip_compiled_communication() -> None:

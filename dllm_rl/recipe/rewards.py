@@ -22,4 +22,5 @@ def make_panel(section: RewardSection, base: Path) -> RewardPanel:
         gates=section.gates,
         speed_exponent=section.speed_exponent,
         normalization=section.normalization,
+        workers=section.workers,
     )

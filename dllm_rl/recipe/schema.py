@@ -121,11 +121,15 @@ class RewardSection(Section):
     gates: list[str] = []
     """Functions whose values, from 0 to 1, multiply the weighted sum."""
     speed_exponent: Share = 0.0
-    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length."""
+    """alpha of the factor ((T_max - T + 1) / T_max) ** alpha: T forwards of at most T_max = rollout.gen_length;
+    a guided step is one, though it costs two."""
     normalization: Literal["none", "per_function"] = "none"
     """per_function: each function's values are normalised within a prompt's group before they are weighted (GDPO)."""
     time_limit: Annotated[float, Field(gt=0)] = 60.0
     """Seconds one call of one function may take."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 0
+    """Processes, beside each training process, that run the plain functions: one that crashes or hangs there takes
+    nothing with it. 0: they run in the training process. Asynchronous functions and reward models always do."""
 
     @model_validator(mode="before")
     @classmethod
@@ -161,9 +165,21 @@ class DecodingSection(Section):
     temperature: Share
     """Of the token distribution; 0 is greedy."""
     cfg_scale: Share = 0.0
-    """Classifier-free guidance; 0 is none."""
+    """Classifier-free guidance; 0 is none. A guided step costs two evaluations and counts as one forward everywhere."""
     options: Options = {}
     """Further arguments of the preset."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_caches(cls, value: Any) -> Any:
+        """Exact ones need a block-causal model, which a recipe does not tell; the others are never exact."""
+        if isinstance(value, dict) and "cache" in value:
+            raise _option_error(
+                "cache",
+                "not set here: through an approximate cache a rollout's recorded likelihood is not the model's own, so "
+                "recipes make every forward whole; dllm-rl generate and eval take --cache",
+            )
+        return value
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -235,6 +251,7 @@ class TrainSection(Section):
         "label_smoothing_factor": "the loss is the algorithm's",
         "auto_find_batch_size": "results must not depend on the machine; lower views_per_forward instead",
         "remove_unused_columns": "reward functions see every column",
+        "enable_jit_checkpoint": "a run stops on SIGTERM by itself, where it can be gone on with exactly",
         "disable_tqdm": "the run has a bar of its own",
         "ignore_data_skip": "which rows an update sees does not depend on a data loader",
         "logging_nan_inf_filter": "a loss that is not finite ends the run",
@@ -244,6 +261,13 @@ class TrainSection(Section):
     """Noised copies scored by one forward; lower it when memory runs out, results do not change."""
     head_learning_rate: Annotated[float, Field(gt=0)] | None = None
     """Of a policy head; null: learning_rate."""
+    stuck_after: Annotated[float, Field(gt=0)] | None = None
+    """Seconds without a forward on any process after which the run ends, with what each process was doing; longer than
+    a checkpoint, a compilation and all reward functions take. Null: 1800, or twice the reward functions' limits."""
+    stop_at_grad_norm: Annotated[float, Field(gt=0)] | None = None
+    """Gradient norm, before clipping, above which the run stops and saves the rows; null: none that is finite."""
+    stop_at_log_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Likewise the absolute log-ratio of one token under the policy and under the weights that wrote it, nats."""
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -252,7 +276,8 @@ class TrainSection(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        known = upstream.training_arguments() | {"views_per_forward": "int", "head_learning_rate": "float"}
+        own = dict.fromkeys(type(self).model_fields, "float") | {"views_per_forward": "int"}
+        known = upstream.training_arguments() | own
         for key, value in self.arguments.items():
             if key in self._elsewhere:
                 raise _option_error(key, f"not set here: {self._elsewhere[key]}")
@@ -312,8 +337,32 @@ class Recipe(Section):
             )
         if self.train.head_learning_rate is not None and self.algorithm.head is None:
             raise ValueError(f"train.head_learning_rate: {name} trains no policy head; remove it")
+        if self.train.stop_at_log_ratio is not None and not self.algorithm.needs_behaviour:
+            raise ValueError(
+                f"train.stop_at_log_ratio: {name} does not compare with the weights that wrote a rollout; remove it"
+            )
+        if self.stuck_after < self.seconds_of_rewards:
+            raise ValueError(
+                f"train.stuck_after: found {self.stuck_after:g} s, and the reward functions may take "
+                f"{self.seconds_of_rewards:g} s together (reward.time_limit each), in which no forward is made; raise "
+                "it or lower reward.time_limit"
+            )
         fit.check_samplers(self)
         return self
+
+    @property
+    def seconds_of_rewards(self) -> float:
+        """What the reward functions of one rollout may take, one after another."""
+        if self.reward is None:
+            return 0.0
+        judgements = 2 if self.algorithm.judges_steps else 1
+        return judgements * self.reward.time_limit * len(self.reward.functions + self.reward.gates)
+
+    @property
+    def stuck_after(self) -> float:
+        """`train.stuck_after`, or what stands for it."""
+        given = self.train.stuck_after
+        return max(1800.0, 2 * self.seconds_of_rewards) if given is None else given
 
 
 def _check_option(key: str, value: object, known: dict[str, str], owner: str) -> None:

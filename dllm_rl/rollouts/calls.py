@@ -2,7 +2,8 @@
 
 A call runs in a daemon thread: sleeps, network waits and pure Python loops leave the caller alive to report and exit.
 Code that hangs without releasing the interpreter's lock (one huge power, a regular expression that explodes) stops
-every thread; for that, `faulthandler` prints where it hangs and ends the process, `GRACE_SECONDS` after the deadline.
+every thread; for that there is a last resort, which prints where it hangs and ends the process, `GRACE_SECONDS` after
+the deadline. Functions that may do worse run in processes of their own, see `workers`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import faulthandler
 import inspect
 import sys
 import threading
@@ -18,14 +18,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Protocol
+
+from dllm_rl.rollouts import last_resort
 
 GRACE_SECONDS = 30.0
-_STDERR = 2
+
+
+class Pending(Protocol):
+    """A call that was started, in this process or in one of its own."""
+
+    name: str
+
+    def result(self) -> Any: ...
+
+    def cancel(self) -> object: ...
+
+    def place(self) -> str: ...
+
+    def describe(self, error: Exception) -> str: ...
+
+    def raised_at(self, error: BaseException) -> str: ...
 
 
 class Call:
-    """A call under way."""
+    """A call under way in this process."""
 
     def __init__(self, name: str, future: Future[Any], thread: threading.Thread, seconds: float) -> None:
         self.name = name
@@ -40,7 +57,7 @@ class Call:
             TimeoutError: it did not return in time. It may run on until the process ends.
         """
         left = max(0.0, self._deadline - time.monotonic())
-        _watch(left)
+        _watch(self.name, left)
         done = threading.Event()
         self._future.add_done_callback(lambda _: done.set())
         if not done.wait(left):
@@ -57,6 +74,10 @@ class Call:
         """Where the thread of the call is now."""
         frame = sys._current_frames().get(self._thread.ident or -1)
         return f"at {_site(traceback.extract_stack(frame)[-1])}" if frame is not None else "no longer running"
+
+    def describe(self, error: Exception) -> str:
+        """What the function raised."""
+        return f"{type(error).__name__}: {error}"
 
     def raised_at(self, error: BaseException) -> str:
         """Where an error of the call came from."""
@@ -79,12 +100,13 @@ def watched() -> Iterator[None]:
     try:
         yield
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        last_resort.forget("reward")
 
 
-def _watch(seconds: float) -> None:
-    """Set the process's one watchdog, which needs no interpreter lock, anew."""
-    faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=_STDERR)
+def _watch(name: str, seconds: float) -> None:
+    """Expect the call that is waited for, or was started last, to be over in time."""
+    clause = f"reward function {name} did not return in time (reward.workers runs it in a process of its own)"
+    last_resort.expect("reward", clause, seconds + GRACE_SECONDS)
 
 
 def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any], seconds: float) -> Call:
@@ -93,7 +115,7 @@ def start(name: str, function: Callable[..., Any], arguments: Mapping[str, Any],
     Args:
         seconds: that the call may take; `Call.result` enforces them. Call within `watched`.
     """
-    _watch(seconds)  # before the function can run: it may never give the lock back
+    _watch(name, seconds)  # before the function can run: it may never give the lock back
     if is_async(function):
         loop, thread = _event_loop()
         return Call(name, asyncio.run_coroutine_threadsafe(function(**arguments), loop), thread, seconds)

@@ -11,7 +11,7 @@ from dllm_rl.rollouts.trace import Trace
 
 TEMPLATE = Path(__file__).with_name("replay.html")
 PLACE = "{{TRACE}}"
-_NOT_SHOWN = {"selection_logp", "entropy", "key"}
+_NOT_SHOWN = {"selection_logp", "entropy", "key", "decisions"}
 _DIGITS = 5
 
 

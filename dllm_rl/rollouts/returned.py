@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, SupportsFloat
 
 from dllm_rl.errors import RewardError
-from dllm_rl.rollouts.calls import Call
+from dllm_rl.rollouts.calls import Pending
 from dllm_rl.rollouts.composition import Values
+from dllm_rl.rollouts.workers import ATTEMPTS, Ended
 
 
-def checked(call: Call, arguments: Mapping[str, Any], time_limit: float, where: str) -> Values:
+def checked(call: Pending, arguments: Mapping[str, Any], time_limit: float, where: str) -> Values:
     """A call's result as B numbers or None."""
     prompts = arguments["prompts"]
     try:
@@ -23,9 +24,15 @@ def checked(call: Call, arguments: Mapping[str, Any], time_limit: float, where: 
             f"{len(prompts) - 1} (first prompt {excerpt(prompts[0])}); it is {call.place()}. "
             "Make it return, or raise reward.time_limit"
         ) from error
+    except Ended as end:
+        on = "all rows together" if end.row is None else f"row {end.row} (prompt {excerpt(prompts[end.row])})"
+        raise RewardError(
+            f"reward function {call.name} ended its process ({end.how}) {ATTEMPTS} times{where}, by {on}. "
+            "What it wrote is above"
+        ) from end
     except Exception as error:
         raise RewardError(
-            f"reward function {call.name} raised {type(error).__name__}: {error}{where}, for rows 0 to "
+            f"reward function {call.name} raised {call.describe(error)}{where}, for rows 0 to "
             f"{len(prompts) - 1} (first prompt {excerpt(prompts[0])}); {call.raised_at(error)}"
         ) from error
     if not isinstance(values, list | tuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dllm_rl.errors import RecipeError, RewardError
-from dllm_rl.rollouts.calls import Call, is_async, start, watched
+from dllm_rl.rollouts.calls import Pending, is_async, start, watched
 from dllm_rl.rollouts.composition import (
     Values,
     gate_product,
@@ -24,6 +24,7 @@ from dllm_rl.rollouts.composition import (
 )
 from dllm_rl.rollouts.functions import load_function
 from dllm_rl.rollouts.returned import checked, excerpt, refuse_signature, takes
+from dllm_rl.rollouts.workers import RemoteFunction, RewardWorkers
 from dllm_rl.shipped import find
 
 __all__ = [
@@ -52,10 +53,13 @@ class RewardFunction:
     """`f(prompts, completions, completion_ids, **columns) -> list[float | None]`, sync or async; None: no reward."""
 
 
-def load_reward(reference: str, base: Path | None = None) -> RewardFunction:
+def load_reward(reference: str, base: Path | None = None, workers: RewardWorkers | None = None) -> RewardFunction:
     """The reward function that a recipe names; `rewards/gsm8k.py:correctness` is called gsm8k.correctness.
 
     `owner/name`, the hub id of a reward model, or the path of a folder that holds one, loads it.
+
+    Args:
+        workers: where it is to run, if it is a plain function.
 
     Raises:
         RecipeError: no such file, module, function or reward model.
@@ -67,6 +71,8 @@ def load_reward(reference: str, base: Path | None = None) -> RewardFunction:
 
         return RewardFunction(Path(reference).name, RewardModel(str(folder) if is_folder else reference))
     function = load_function(reference, base)
+    if workers is not None and not is_async(function):
+        function = workers.take(reference, base, function)
     return RewardFunction(reference.rpartition("/")[2].replace(".py:", ".").replace(":", "."), function)
 
 
@@ -92,7 +98,7 @@ class RewardPanel:
         weights: one factor per function; None: 1 each. A function of weight 0 is reported and nothing else.
         time_limit: seconds that one call of one function may take. A call that overruns is an error that ends the run:
             nothing can stop the thread it runs in. Synchronous functions run one after another, each in a thread of its
-            own; asynchronous ones run together.
+            own; asynchronous ones, and those in processes of their own, run together.
         gates: functions whose values, from 0 to 1, multiply the weighted sum; None lets a row pass.
         speed_exponent: how much more a completion made in fewer forwards is worth; 0: not at all.
         normalization: "none", or "per_function": each function's values, before they are weighted, are centred and
@@ -142,13 +148,15 @@ class RewardPanel:
         gates: Sequence[str] = (),
         speed_exponent: float = 0.0,
         normalization: Literal["none", "per_function"] = "none",
+        workers: int = 0,
     ) -> RewardPanel:
-        """A panel of the functions that a recipe in the folder `base` names."""
+        """A panel of the functions that a recipe in the folder `base` names, the plain ones in so many processes."""
+        pool = RewardWorkers(min(workers, len(references) + len(gates))) if workers else None
         return cls(
-            [load_reward(reference, base) for reference in references],
+            [load_reward(reference, base, pool) for reference in references],
             weights,
             time_limit,
-            gates=[load_reward(reference, base) for reference in gates],
+            gates=[load_reward(reference, base, pool) for reference in gates],
             speed_exponent=speed_exponent,
             normalization=normalization,
         )
@@ -208,7 +216,7 @@ class RewardPanel:
         seen = {f.name: arguments | {n: list(facts[n]) for n in facts if takes(f.function, n)} for f in functions}
         self.refuse_signatures(arguments, facts)
         with watched(), contextlib.ExitStack() as under_way:
-            calls = {f.name: self._start(f, seen[f.name]) for f in functions if is_async(f.function)}
+            calls = {f.name: self._start(f, seen[f.name]) for f in functions if _runs_beside(f.function)}
             for call in calls.values():
                 under_way.callback(call.cancel)  # for when another function fails first
             values = {}
@@ -232,9 +240,11 @@ class RewardPanel:
             names = [*given, *(name for name in known if takes(f.function, name))]
             refuse_signature(f.name, f.function, dict.fromkeys(names))
 
-    def _start(self, f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Call:
+    def _start(self, f: RewardFunction, arguments: Mapping[str, list[Any]]) -> Pending:
         """Call with lists of its own, so that no function sees what another does to them."""
         own = {name: list(column) for name, column in arguments.items()}
+        if isinstance(f.function, RemoteFunction):
+            return f.function.start(f.name, own, self.time_limit)
         return start(f.name, f.function, own, self.time_limit)
 
     def _unshaped(self, per_function: dict[str, Values], prompts: Sequence[Any], where: str) -> list[float]:
@@ -316,6 +326,11 @@ def check_rewards(
     columns = {name: [row.get(name) for row in rows] for name in names}
     asked = prompts if prompts is not None else [row.get("prompt", "") for row in rows]
     return panel(asked, completions, [[] for _ in rows], columns, rollout=rollout, group_size=1)
+
+
+def _runs_beside(function: Callable[..., Any]) -> bool:
+    """Whether others may run at the same time."""
+    return is_async(function) or isinstance(function, RemoteFunction)
 
 
 def _named(function: RewardFunction | Callable[..., Any]) -> RewardFunction:

@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PlainSerializer
 from torch import Tensor
 
+from dllm_rl.diffusion.schedule import ScheduleTrace
 from dllm_rl.diffusion.trajectory import Events, Exactness, Op, Trajectory
 from dllm_rl.diffusion.transform import Transform
 
@@ -70,6 +71,29 @@ class TransformFacts(_Part):
     top_k: Annotated[int, Field(ge=1)] | None
 
 
+class ScheduleFacts(_Part):
+    """The policy that decided how to take every step; see `ScheduleTrace`."""
+
+    learned: list[str]
+    """What it decided, one action each."""
+    sigma: Annotated[float, Field(ge=0, lt=inf)]
+
+
+class DecisionColumns(_Part):
+    """What a schedule policy was shown and decided before each of a row's forwards; `ScheduleTrace` by step.
+
+    For every forward of the longest row; zeros after the row's own.
+    """
+
+    features: list[list[Number]]
+    action: list[list[Number]]
+    logp: list[Number]
+    commit: list[Number]
+    temperature: list[Number] | None
+    cfg_scale: list[Number] | None
+    ranking_temperature: list[Number] | None
+
+
 class RowFacts(_Part):
     """One prompt and its completion. Log-probabilities in nats."""
 
@@ -87,6 +111,8 @@ class RowFacts(_Part):
     """In decimal; a number beyond 2^53 is not safe in JSON."""
     blocks: list[Annotated[int, Field(ge=1)]] | None
     """Lengths of the blocks, in order; None where they are not known."""
+    decisions: DecisionColumns | None = None
+    """None where no schedule policy decided how to take the steps."""
 
 
 class EventColumns(_Part):
@@ -106,7 +132,8 @@ class Trace(_Part):
     """A rollout and what made it: everything its file holds."""
 
     format: Literal["dllm-rl trace"] = "dllm-rl trace"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    """2 keeps the decisions of a schedule policy; a file of version 1 has none and is otherwise the same."""
     model: str
     """As it was named by whoever ran it; never a path that was looked up."""
     sampler: SamplerFacts
@@ -127,6 +154,8 @@ class Trace(_Part):
     """What each token id that occurs stands for."""
     planner_temperature: float | None = None
     """See `Trajectory.planner_temperature`."""
+    schedule: ScheduleFacts | None = None
+    """None where no schedule policy decided how to take the steps."""
 
     def trajectory(self) -> Trajectory:
         """The rollout itself."""
@@ -150,6 +179,7 @@ class Trace(_Part):
             eos_ids=tuple(self.eos_ids),
             update=self.update,
             entropy=_rectangle(entropy) if entropy else None,
+            schedule=None if self.schedule is None else _schedule(self.schedule, self.rows),
             block_of=_block_of(blocks) if len(blocks) == len(self.rows) else None,
             planner_temperature=self.planner_temperature,
         )
@@ -166,6 +196,22 @@ def _rectangle(rows: Sequence[Sequence[float]]) -> Float64[Tensor, "B S"]:
 
 def _block_of(lengths: Sequence[Sequence[int]]) -> Int64[Tensor, "B L"]:
     return torch.stack([torch.arange(len(row)).repeat_interleave(torch.tensor(row)) for row in lengths])
+
+
+def _schedule(facts: ScheduleFacts, given: Sequence[RowFacts]) -> ScheduleTrace:
+    decided = [row.decisions for row in given if row.decisions is not None]
+    columns = {name: [getattr(row, name) for row in decided] for name in DecisionColumns.model_fields}
+    tensors = {
+        name: None if rows[0] is None else torch.tensor(rows, dtype=torch.float64) for name, rows in columns.items()
+    }
+    return ScheduleTrace(**tensors, sigma=facts.sigma, learned=tuple(facts.learned))  # type: ignore[arg-type]
+
+
+def _decisions(schedule: ScheduleTrace, row: int) -> DecisionColumns:
+    parts = {name: getattr(schedule, name) for name in DecisionColumns.model_fields}
+    return DecisionColumns.model_validate(
+        {name: None if part is None else part[row].tolist() for name, part in parts.items()}
+    )
 
 
 def trace_of(
@@ -188,7 +234,7 @@ def trace_of(
     events, transform = trajectory.events, trajectory.transform
     behaviour, selection = trajectory.behaviour_logp.tolist(), trajectory.selection_logp.tolist()
     entropy = None if trajectory.entropy is None else trajectory.entropy.tolist()
-    blocks = trajectory.block_of
+    blocks, schedule = trajectory.block_of, trajectory.schedule
     return Trace(
         model=model,
         sampler=sampler,
@@ -207,6 +253,7 @@ def trace_of(
         eos_ids=list(trajectory.eos_ids),
         update=trajectory.update,
         planner_temperature=trajectory.planner_temperature,
+        schedule=None if schedule is None else ScheduleFacts(learned=list(schedule.learned), sigma=schedule.sigma),
         rows=[
             RowFacts(
                 prompt=list(prompt),
@@ -218,6 +265,7 @@ def trace_of(
                 entropy=None if entropy is None else entropy[row],
                 key=str(int(trajectory.keys[row])),
                 blocks=None if blocks is None else blocks[row].bincount().tolist(),
+                decisions=None if schedule is None else _decisions(schedule, row),
             )
             for row, prompt in enumerate(trajectory.prompts)
         ],

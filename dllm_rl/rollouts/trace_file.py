@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import fields
 from math import isclose, isnan
 from pathlib import Path
@@ -13,7 +14,8 @@ from pydantic import ValidationError
 
 from dllm_rl.diffusion.trajectory import Events, Op
 from dllm_rl.errors import DataError
-from dllm_rl.rollouts.trace import Trace
+from dllm_rl.rollouts.trace import DecisionColumns, RowFacts, ScheduleFacts, Trace
+from dllm_rl.samplers.names import PARAMETERS
 
 KEY = re.compile(r"-?[0-9]{1,19}")
 """What may be an integer of 64 bits."""
@@ -44,15 +46,42 @@ def read_trace(path: Path) -> Trace:
         raise DataError(f"{path}: not strict JSON: {error}; expected a trace of `dllm-rl generate --trace`") from error
     if not isinstance(content, dict) or content.get("format") != "dllm-rl trace":
         raise DataError(f'{path}: not a trace; expected an object with "format": "dllm-rl trace"')
-    if content.get("version") != 1:
-        raise DataError(f"{path}: a trace of version {content.get('version')!r}; this release reads version 1")
     try:
-        trace = Trace.model_validate(content)
+        trace = Trace.model_validate(_upgraded(content, path))
     except ValidationError as error:
         raise DataError(f"{path}: {_first(error)}") from error
-    if complaints := _in_rows(trace) or _in_columns(trace) or _in_events(trace) or _in_sums(trace):
+    if (
+        complaints := _in_rows(trace)
+        or _in_decisions(trace)
+        or _in_columns(trace)
+        or _in_events(trace)
+        or _in_sums(trace)
+    ):
         raise DataError(f"{path}: {complaints[0]}")
     return trace
+
+
+def _upgraded(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A file's content in the present version. What version 1 did not keep stays unknown."""
+    version = content.get("version")
+    if version not in (1, 2) or isinstance(version, bool):
+        raise DataError(f"{path}: a trace of version {version!r}; this release reads versions 1 and 2")
+    if version == 2:
+        return content
+    if "schedule" in content:
+        raise DataError(f"{path}: schedule is not a field of a trace of version 1")
+    if _explored(content.get("sampler")):
+        raise DataError(
+            f"{path}: version 1 did not keep what a schedule policy decided, so the likelihood of this rollout cannot "
+            "be told from it; make it again with `dllm-rl generate --trace`"
+        )
+    return content | {"version": 2}
+
+
+def _explored(sampler: Any) -> bool:
+    """Whether a schedule policy drew its actions, whose density is part of the rollout's likelihood."""
+    options = sampler.get("options") if isinstance(sampler, dict) and sampler.get("name") == "schedule" else None
+    return isinstance(options, dict) and bool(options.get("sigma"))
 
 
 def _refuse_constant(name: str) -> Any:
@@ -93,6 +122,34 @@ def _in_rows(trace: Trace) -> list[str]:
         if row.blocks is not None and sum(row.blocks) != trace.gen_length:
             complaints.append(f"{place}.blocks make {sum(row.blocks)} positions; gen_length is {trace.gen_length}")
     return complaints
+
+
+def _in_decisions(trace: Trace) -> list[str]:
+    """Whether every row has what the header says was decided, once for every forward of the longest row."""
+    return [
+        f"rows[{index}].decisions{complaint}"
+        for index, row in enumerate(trace.rows)
+        for complaint in _in_row_decisions(row.decisions, trace.schedule, trace.rows[0])
+    ]
+
+
+def _in_row_decisions(
+    decisions: DecisionColumns | None, schedule: ScheduleFacts | None, first: RowFacts
+) -> Iterator[str]:
+    if decisions is None or schedule is None or first.decisions is None:
+        if decisions is not None or schedule is not None:
+            found = "missing" if decisions is None else "there"
+            yield f" is {found}; every row has it if there is a schedule, else no row"
+        return
+    steps, shown = len(first.selection_logp), len(next(iter(first.decisions.features), []))
+    for name, column in decisions:
+        if column is not None and len(column) != steps:
+            yield f".{name} does not have the {steps} entries that selection_logp has"
+        if name in PARAMETERS and name != "commit" and (column is not None) != (name in schedule.learned):
+            yield f".{name} is {'missing' if column is None else 'there'}; schedule.learned is {schedule.learned}"
+    for name, size in (("features", shown), ("action", len(schedule.learned))):
+        if any(len(numbers) != size for numbers in getattr(decisions, name)):
+            yield f".{name} does not have {size} numbers at every step"
 
 
 def _in_columns(trace: Trace) -> list[str]:
@@ -143,7 +200,7 @@ def _in_events(trace: Trace) -> list[str]:
 def _in_sums(trace: Trace) -> list[str]:
     derived = trace.trajectory().behaviour_logp.tolist()
     return [
-        f"rows[{index}].behaviour_logp is {row.behaviour_logp}; the events and selections add up to {value}"
+        f"rows[{index}].behaviour_logp is {row.behaviour_logp}; the events, selections and actions add up to {value}"
         for index, (row, value) in enumerate(zip(trace.rows, derived, strict=True))
         if not (_close(row.behaviour_logp, value) or (isnan(row.behaviour_logp) and isnan(value)))
     ]

@@ -85,6 +85,15 @@ class AtLeast:
 
 
 @dataclass(frozen=True, slots=True)
+class Commitment:
+    """Which positions a step writes."""
+
+    select: Select
+    value: Float64[Tensor, " B"]
+    """See `ScheduleTrace.commit`."""
+
+
+@dataclass(frozen=True, slots=True)
 class ByShare:
     """As many positions as a quota says; an action moves the logit of their share of the open ones.
 
@@ -94,12 +103,14 @@ class ByShare:
 
     quota: Quota
 
-    def rule(self, action: Float64[Tensor, " B"], ranking: Float64[Tensor, " B"] | None, canvas: Canvas) -> Select:
+    def rule(self, action: Float64[Tensor, " B"], ranking: Float64[Tensor, " B"] | None, canvas: Canvas) -> Commitment:
         left = canvas.eligible.sum(dim=1)
         share = torch.minimum(self.quota(canvas), left) / left.clamp(min=1).to(torch.float64)
-        count = ((share.logit() + action).sigmoid() * left).round().to(torch.int64)
+        moved = (share.logit() + action).sigmoid()
+        count = (moved * left).round().to(torch.int64)
         quota = Count(torch.minimum(count.clamp(min=1), left))
-        return TopK(quota) if ranking is None else PlackettLuce(quota, RankingTemperature(ranking))
+        select = TopK(quota) if ranking is None else PlackettLuce(quota, RankingTemperature(ranking))
+        return Commitment(select, moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +119,11 @@ class ByThreshold:
 
     threshold: float
 
-    def rule(self, action: Float64[Tensor, " B"], ranking: Float64[Tensor, " B"] | None, canvas: Canvas) -> Select:
+    def rule(self, action: Float64[Tensor, " B"], ranking: Float64[Tensor, " B"] | None, canvas: Canvas) -> Commitment:
         manual = math.log(self.threshold)
         logit = manual - math.log1p(-self.threshold) if self.threshold < 1 else math.inf
-        return AtLeast(torch.where(action == 0, manual, logsigmoid(logit + action)))
+        level = torch.where(action == 0, manual, logsigmoid(logit + action))
+        return Commitment(AtLeast(level), level.exp())
 
 
 def softened(manual: float, action: Float64[Tensor, " B"]) -> Float64[Tensor, " B"]:
@@ -169,16 +181,19 @@ class Schedule:
         cfg_scale = softened(self.transform.cfg_scale, given["cfg_scale"]) if self.guides else None
         ranking = softened(self.ranking_temperature, given.get("ranking_temperature", manual))
         noisy = self.ranking_temperature > 0
-        rule = self.commit.rule(given.get("commit", manual), ranking if noisy else None, canvas)
+        commitment = self.commit.rule(given.get("commit", manual), ranking if noisy else None, canvas)
         trace = ScheduleTrace(
             features=seen[:, None],
             action=_of_the_living(action, canvas)[:, None],
             logp=logp[:, None],
-            temperature=None if temperature is None else _of_the_living(temperature, canvas)[:, None],
-            cfg_scale=None if cfg_scale is None else _of_the_living(cfg_scale, canvas)[:, None],
+            commit=_of_the_living(commitment.value, canvas)[:, None],
+            temperature=_kept(temperature, canvas),
+            cfg_scale=_kept(cfg_scale, canvas),
+            ranking_temperature=_kept(ranking if "ranking_temperature" in given else None, canvas),
             sigma=self.sigma,
+            learned=self.learned,
         )
-        return Plan(_adjusted(proposal, temperature, cfg_scale), rule, trace)
+        return Plan(_adjusted(proposal, temperature, cfg_scale), commitment.select, trace)
 
     def _draw(
         self, mean: Float64[Tensor, "B A"], canvas: Canvas
@@ -196,6 +211,11 @@ def _of_the_living(values: Tensor, canvas: Canvas) -> Tensor:
     """Zero for rows that are finished and take no step."""
     finished = canvas.finished if values.ndim == 1 else canvas.finished[:, None]
     return values.masked_fill(finished, 0.0)
+
+
+def _kept(values: Float64[Tensor, " B"] | None, canvas: Canvas) -> Float64[Tensor, "B 1"] | None:
+    """What a step keeps of a parameter; None where it was not decided."""
+    return None if values is None else _of_the_living(values, canvas)[:, None]
 
 
 def _adjusted(

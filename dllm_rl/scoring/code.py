@@ -14,7 +14,10 @@ from dllm_rl.errors import DataError
 from dllm_rl.scoring.result import Score
 from dllm_rl.scoring.sandbox.run import Job, check
 
-_FENCE = re.compile(r"(?P<indent>[ \t]*)(?:```+|~~~+)[ \t]*(?P<language>[\w+#.-]*)[ \t]*")
+_FENCE = re.compile(
+    r"(?P<indent>[ \t]*)(?P<marks>```+|~~~+)[ \t]*(?:\{?\.?(?P<language>[\w+#.-]*)\}?)"
+    r"(?:[ \t]+\w+=.*)?[ \t]*(?:<\|\w+\|>)*"
+)
 _PYTHON = {"", "python", "python3", "py"}
 _DEFINED = re.compile(r"^(?:def|class)[ \t]+(\w+)", re.MULTILINE)
 _CALLED = re.compile(r"\b([A-Za-z_]\w*)[ \t]*\(")
@@ -75,25 +78,30 @@ def _text(row: Mapping[str, Any], name: str, task: str) -> str:
 
 
 def defines(code: str, names: Sequence[str]) -> bool:
-    """Whether the code defines one of the names at its outermost level."""
-    return any(re.search(rf"^(?:async[ \t]+)?(?:def|class)[ \t]+{re.escape(name)}\b", code, re.M) for name in names)
+    """Whether the code defines one of the names at its outermost level, or assigns to it."""
+    return any(
+        re.search(rf"^(?:(?:async[ \t]+)?(?:def|class)[ \t]+{name}\b|{name}[ \t]*=(?!=))", code, re.M)
+        for name in map(re.escape, names)
+    )
 
 
 def find_code(completion: str, names: Sequence[str]) -> str:
     """The code that a completion commits to.
 
-    In this order: the last fenced block that defines one of the names; a definition outside of blocks, without the
-    prose around it; the last fenced block; the whole completion, as it is.
+    Only the last `<answer>` is read if there is one. In this order: the last fenced block that defines one of the
+    names; a definition outside of blocks, without the prose around it; the last fenced block; all of it, as it is.
 
     Args:
         names: of functions or classes that are asked for.
     """
+    _, tag, tagged = completion.rpartition("<answer>")
+    completion = (tagged.partition("</answer>")[0].strip("\n") + "\n" if tag else completion).removeprefix("\ufeff")
     blocks, outside = split_blocks(completion, names)
     defining = [block for block in blocks if defines(block, names)]
     if defining:
         return defining[-1]
     if defines(outside, names):
-        return _without_prose(outside)
+        return _without_prose(outside, names)
     return blocks[-1] if blocks else completion
 
 
@@ -115,7 +123,7 @@ def split_blocks(text: str, names: Sequence[str] = ()) -> tuple[list[str], str]:
     for at, fence in fences:
         if opening is None:
             outside += lines[start:at]
-        elif fence["language"]:  # inside a block only a bare fence closes
+        elif not _closes(fence, opening):
             continue
         else:
             blocks += _content(opening, lines[start:at])
@@ -125,6 +133,12 @@ def split_blocks(text: str, names: Sequence[str] = ()) -> tuple[list[str], str]:
     else:
         blocks += _content(opening, lines[start:])
     return blocks, "".join(outside)
+
+
+def _closes(fence: re.Match[str], opening: re.Match[str]) -> bool:
+    """As in CommonMark: bare, of the same mark, not shorter, and indented by less than four more."""
+    deeper = len(fence["indent"].expandtabs(4)) - len(opening["indent"].expandtabs(4))
+    return not fence["language"] and fence["marks"].startswith(opening["marks"]) and deeper < 4
 
 
 def _content(opening: re.Match[str], lines: Sequence[str]) -> list[str]:
@@ -139,14 +153,21 @@ def _lines(text: str) -> list[str]:
     return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
-def _without_prose(text: str) -> str:
-    """From the first definition, import or assignment to the first line after it that is no code."""
-    lines = _lines(text)
-    first = next(at for at, line in enumerate(lines) if _FIRST_LINE.match(line))
-    quotes = 0
-    for at, line in enumerate(lines[first:], start=first):
-        inside_text = quotes % 2 == 1
-        if not inside_text and not _FIRST_LINE.match(line) and not _LATER_LINE.match(line):
-            return "".join(lines[first:at])
-        quotes += line.count('"""') + line.count("'''")
-    return "".join(lines[first:])
+def _without_prose(text: str, names: Sequence[str]) -> str:
+    """Passages of code, up to the last one that defines one of the names.
+
+    A passage goes from a definition, import or assignment to the first line after it that is no code.
+    """
+    passages: list[str] = []
+    inside, quotes = False, 0
+    for line in _lines(text):
+        in_text = inside and quotes % 2 == 1
+        begins = bool(_FIRST_LINE.match(line))
+        if not in_text and begins and not inside:
+            passages.append("")
+        inside = in_text or begins or (inside and bool(_LATER_LINE.match(line)))
+        if inside:
+            passages[-1] += line
+            quotes += line.count('"""') + line.count("'''")
+    last = max(at for at, passage in enumerate(passages) if defines(passage, names))
+    return "".join(passages[: last + 1])

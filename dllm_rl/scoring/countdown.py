@@ -9,19 +9,24 @@ from typing import Any
 
 from dllm_rl.errors import DataError
 from dllm_rl.scoring.answers import final_answer
+from dllm_rl.scoring.characters import plain_characters
 from dllm_rl.scoring.expression import Evaluated, ExpressionError, evaluate_expression
 from dllm_rl.scoring.result import EMPTY_ANSWER, NO_ANSWER, Score
 
-_SPELLINGS = {
-    "\\times": "*",
-    "\\cdot": "*",
-    "\\div": "/",
-    "\u00d7": "*",
-    "·": "*",
-    "÷": "/",
-    "\u2212": "-",
-    "\u2013": "-",
-}
+_SPELLINGS = (
+    {
+        "\\times": "*",
+        "\\cdot": "*",
+        "\\div": "/",
+        "\u00d7": "*",
+        "·": "*",
+        "÷": "/",
+        "\u2013": "-",
+    }
+    | dict.fromkeys("\u2217\u22c5\u2219\u2715\u2716\u2a2f", "*")
+    | dict.fromkeys("\u2215\u2044", "/")
+)
+_LETTER_TIMES = re.compile(r"(?<=[\d)])\s*[xX]\s*(?=[\d(])")
 _NOISE = re.compile(r"\\left|\\right|\\[,;! ]|\$|\\[()\[\]]")
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}")
 
@@ -44,18 +49,22 @@ def score_countdown(completion: str, row: Mapping[str, Any]) -> Score:
 
 
 def read_expression(answer: str) -> Evaluated:
-    """The expression in an answer, LaTeX spelling allowed; `= value` may follow if it states the right value.
+    """The expression in an answer, LaTeX spelling allowed; `= value` may follow, or `value =` precede, if it is right.
 
     Raises:
         ExpressionError: it is not an expression, or what follows `=` is not its value.
     """
+    answer = _LETTER_TIMES.sub("*", plain_characters(answer)).rstrip(" .,")
     for spelling, symbol in _SPELLINGS.items():
         answer = answer.replace(spelling, symbol)
     expression, equals, claim = _plain_fractions(_NOISE.sub(" ", answer)).partition("=")
     found = evaluate_expression(expression)
-    if equals and evaluate_expression(claim).value != found.value:
+    if not equals:
+        return found
+    other = evaluate_expression(claim)
+    if other.value != found.value:
         raise ExpressionError(f"it says {claim.strip()}, but its value is {found.value}")
-    return found
+    return other if expression.strip().isdigit() else found
 
 
 def _plain_fractions(text: str) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 
+from dllm_rl.scoring.characters import plain_characters
+
 _SPELLED = {
-    "\u2212": "-",
     "\u2013": "-",
     "\u2014": "-",
     "\u00d7": "\\times ",
@@ -23,8 +24,9 @@ _SPELLED = {
     "¼": "\\frac{1}{4}",
     "¾": "\\frac{3}{4}",
     "\u2032": "'",
+    "∅": "\\emptyset ",
 }
-_UNICODE = str.maketrans(_SPELLED | dict.fromkeys("°%\uff05£€¥₹", "") | dict.fromkeys("\xa0\u2009\u202f", " "))
+_UNICODE = str.maketrans(_SPELLED | dict.fromkeys("°%£€¥₹", ""))
 _RULES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -36,6 +38,7 @@ _RULES = tuple(
         (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degree(?![A-Za-z])", ""),
         (r"\$|\\pounds(?![A-Za-z])|\\euro(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\varnothing(?![A-Za-z])|\\\{\s*\\\}", r"\\emptyset"),
         (r"\\(?:leq|leqslant)(?![A-Za-z])", r"\\le"),
         (r"\\(?:geq|geqslant)(?![A-Za-z])", r"\\ge"),
         (r"\\(?:mathrm|mathbf|mathit|boldsymbol|bm|operatorname\*?)\s*\{([^{}]*)\}", r"\1"),
@@ -49,15 +52,15 @@ _TEXT_UNIT = re.compile(
     + r"\{(?P<unit>[^{},]*)\}\s*(?:\^\s*\{?\d\}?)?\s*[.]?\s*"
 )
 _WORD_UNIT = re.compile(r"(?P<value>.*(?:[\d})\]]|\\pi))\s+[A-Za-z]{2,}(?:\s+[A-Za-z]{2,})*(?:\s*\^\s*\{?\d\}?)?[.]?")
-_JOIN = re.compile(r"\b(?:or|and|to)\b")
+_NO_UNIT = re.compile(r"\b(?:or|and|to)\b|^\s*[ap]\.?m\b")
 _LEAD = re.compile(r"(?:the\s+)?(?:final\s+|correct\s+)?answer(?:\s+is\b|\s*[:=])?\s*:?\s*", re.IGNORECASE)
 
 
 def plain(text: str) -> str:
     """One spelling for what LaTeX and Unicode spell in many; wrappers, currency, percent and degree signs removed."""
-    text = text.replace("\\%", "").replace("\\$", "").translate(_UNICODE).strip()
+    text = plain_characters(text).replace("\\%", "").replace("\\$", "").translate(_UNICODE).strip()
     unit = _TEXT_UNIT.fullmatch(text)
-    if unit is not None and not _JOIN.search(unit["unit"]):
+    if unit is not None and not _NO_UNIT.search(unit["unit"]):
         text = unit["value"]
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
@@ -68,4 +71,4 @@ def plain(text: str) -> str:
 def without_unit(text: str) -> str:
     r"""`plain` text without the words that trail its value (`3\sqrt{2} square cm`)."""
     unit = _WORD_UNIT.fullmatch(text)
-    return unit["value"] if unit is not None and not _JOIN.search(text[unit.end("value") :]) else text
+    return unit["value"] if unit is not None and not _NO_UNIT.search(text[unit.end("value") :]) else text

@@ -21,13 +21,14 @@ _ASSIGNED = re.compile(
     r"(?P<name>\\?[A-Za-z]+(?:_\{?\w+\}?)?'?(?:\([A-Za-z0-9, ]*\))?|\([A-Za-z, ]+\))"
     r"\s*(?:=|\\in(?![A-Za-z]))\s*(?P<value>[^=]+)"
 )
+_ASSIGNED_BACK = re.compile(r"(?P<value>[^=]+?)\s*=\s*(?P<name>[A-Za-z])")
 _BASED = re.compile(r"(?P<digits>[0-9A-Za-z]+)_\{?(?P<base>\d+)\}?")
 _MATRIX = re.compile(r"\\begin\{[pbvBV]?(?:small)?matrix\}(?P<body>.*)\\end\{[pbvBV]?(?:small)?matrix\}", re.DOTALL)
 _BRACKETED = re.compile(
     r"(?P<open>[(\[]|\\\{|\\lbrace(?![A-Za-z]))(?P<body>.*)(?P<close>[)\]]|\\\}|\\rbrace)", re.DOTALL
 )
 _UNSURE = re.compile(
-    r"\b(?:or|to|between|either|maybe|about|approximately)\b|\\approx|≈|\?|\d\s*:\s*\d|\d\s+\d"
+    r"\b(?:or|to|between|either|maybe|about|approximately)\b|\\approx|≈|\?|\d\s*:\s*\d|\d\s+\d|\d\s*[ap]\.?m\b"
     r"|^\s*\d+(?:\.\d+)?\s*(?:-|\\sim|\\dots|\.\.\.?)\s*\d+(?:\.\d+)?\s*$"
 )
 _HUGE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*[-+]?\s*(?:\d{4,}|\d+\s*(?:\^|\*\*|!))|\d{4,}\s*!|!\s*!")
@@ -90,7 +91,8 @@ def _same(gold: str, answer: str) -> bool:
     numbers = read_number(gold), read_number(answer)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    gold, answer = gold_value, answer_value
+    if "=" not in gold_value + answer_value:  # else one of them is an equation, and has to meet one
+        gold, answer = gold_value, answer_value
     for split, ordered in ((_union, False), (_matrix, True), (_tuple, True), (_items, False)):
         gold_parts, answer_parts = split(gold), split(answer)
         if gold_parts is not None and answer_parts is not None:
@@ -141,8 +143,8 @@ def _spelling(text: str) -> str:
 
 
 def _assigned(text: str) -> tuple[str, str]:
-    r"""The name and the value of `x = value` or `x \in value`; no name when there is none."""
-    found = _ASSIGNED.fullmatch(text)
+    r"""The name and the value of `x = value`, `value = x` or `x \in value`; no name when there is none."""
+    found = _ASSIGNED.fullmatch(text) or _ASSIGNED_BACK.fullmatch(text)
     return (found["name"], found["value"].strip()) if found is not None else ("", text)
 
 
@@ -153,7 +155,7 @@ def _union(text: str) -> list[str] | None:
 
 def _items(text: str) -> list[str] | None:
     r"""Items of a set in braces, or of a list (commas, `and`, `or`), with both signs of `\pm` written out."""
-    bracketed = _BRACKETED.fullmatch(text)
+    bracketed = _bracketed(text)
     is_set = bracketed is not None and bracketed["open"].startswith("\\")
     body = bracketed["body"] if bracketed is not None and is_set else text
     parts = [item.strip() for part in _top_level(body) for item in re.split(r"\band\b|\bor\b", part)]
@@ -177,11 +179,22 @@ def _matrix(text: str) -> list[str] | None:
 
 def _tuple(text: str) -> list[str] | None:
     """Kind of bracket and items of a tuple or an interval."""
-    found = _BRACKETED.fullmatch(text)
+    found = _bracketed(text)
     if found is None or found["open"] not in ("(", "[") or found["close"] not in (")", "]"):
         return None
     items = _top_level(found["body"])
     return [f"\\{found['open']}{found['close']}", *items] if len(items) > 1 else None
+
+
+def _bracketed(text: str) -> re.Match[str] | None:
+    """The text as one bracket and its content: `(1,2)`, but not `(1,2),(3,4)`."""
+    found = _BRACKETED.fullmatch(text)
+    depth = 0
+    for symbol in found["body"] if found is not None else "":
+        depth += (symbol in "([{") - (symbol in ")]}")
+        if depth < 0:
+            return None
+    return found
 
 
 def _top_level(text: str) -> list[str]:

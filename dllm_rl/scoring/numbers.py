@@ -12,10 +12,11 @@ MAX_LENGTH = 200
 """Characters; a longer answer is not a number."""
 
 _DECIMAL = r"(?:\d{1,3}(?:(?:,\s?\d{3})+|(?: \d{3})+)(?:\.\d+)?|\d+(?:\.\d*)?|\.\d+)"
+_TIMES_TEN = r"\s*(?:\\times|\\cdot|[*x])\s*10\s*\^\s*"
 _NUMBER = re.compile(
     rf"(?P<before>\D*?)(?P<sign>[-+]?)\s*"
     rf"(?:(?P<whole>\d+)\s+(?P<top>\d+)\s*/\s*(?P<bottom>\d+)"
-    rf"|(?P<number>{_DECIMAL})(?:[eE](?P<power>[-+]?\d{{1,2}}))?(?:\s*/\s*(?P<divisor>{_DECIMAL}))?)"
+    rf"|(?P<number>{_DECIMAL})(?:(?:[eE]|{_TIMES_TEN})(?P<power>[-+]?\d{{1,2}}))?(?:\s*/\s*(?P<divisor>{_DECIMAL}))?)"
     rf"(?:\s*(?P<scale>hundred|thousand|million|billion|trillion)\b)?(?P<after>\D*)"
 )
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
@@ -46,6 +47,8 @@ def read_number(text: str) -> Fraction | None:
     if len(text) > MAX_LENGTH:
         return None
     *left, right = _plain_number(text).split("=")
+    if left and right.strip() and _is_name(right):  # `42 = x`
+        right, left[-1] = left[-1], right
     value = _read(right)
     if value is None or not all(_is_name(side) or _evaluate(side) == value for side in left):
         return None

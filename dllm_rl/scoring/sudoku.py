@@ -9,9 +9,12 @@ from typing import Any
 
 from dllm_rl.errors import DataError
 from dllm_rl.scoring.answers import final_answer
+from dllm_rl.scoring.characters import plain_characters
 from dllm_rl.scoring.result import EMPTY_ANSWER, NO_ANSWER, Score
 
-_SEPARATORS = re.compile(r"\\hline|[\s|,;\-+=\[\](){}$&\\*']")
+_SEPARATORS = re.compile(
+    r"\\hline|\\(?:begin|end)\{[a-z]*(?:matrix|array)\}(?:\{[clr| ]*\})?|[\s|,;\-+=\[\](){}$&\\*'`/\u2500-\u257f]"
+)
 
 
 def score_sudoku(completion: str, row: Mapping[str, Any]) -> Score:
@@ -42,7 +45,7 @@ def is_solved(completion: str, row: Mapping[str, Any]) -> bool:
 
 
 def _cells(answer: str) -> str:
-    return _SEPARATORS.sub("", answer.rstrip(". ")).replace(".", "0").replace("_", "0")
+    return _SEPARATORS.sub("", plain_characters(answer).rstrip(". ")).replace(".", "0").replace("_", "0")
 
 
 def is_completion(puzzle: str, grid: str) -> bool:

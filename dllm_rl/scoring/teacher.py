@@ -11,6 +11,9 @@ from dllm_rl.errors import RewardError
 from dllm_rl.scoring.answers import text_of
 from dllm_rl.scoring.endpoint import Endpoint, Json
 
+_NOTHING = -9999.0
+"""What vLLM writes for minus infinity, which JSON lacks."""
+
 Prompt = str | Sequence[Mapping[str, str]]
 
 
@@ -70,7 +73,9 @@ class Teacher:
 def _prompt_request(prompt: Prompt) -> Json:
     if isinstance(prompt, str):
         return {"prompt": prompt, "add_special_tokens": True}
-    return {"messages": [dict(message) for message in prompt], "add_generation_prompt": True}
+    begun = prompt[-1]["role"] == "assistant"  # the beginning of an answer: the completion goes on with it
+    messages = [dict(message) for message in prompt]
+    return {"messages": messages, "add_generation_prompt": not begun, "continue_final_message": begun}
 
 
 def _ids(answer: Json) -> list[int]:
@@ -105,9 +110,9 @@ def _mean(num_prompt: int, num_completion: int, logprobs: Any) -> float:
     if num_prompt == 0:
         raise RewardError("a prompt has no tokens for the teacher, so the completion's first has no probability")
     scored = logprobs[num_prompt:size]
-    wrong = [value for value in scored if type(value) not in (int, float) or not -math.inf < value <= 0]
+    wrong = [value for value in scored if type(value) not in (int, float) or not _NOTHING < value <= 0]
     if wrong:
-        raise RewardError(f"/completions gave {wrong[0]!r} as a log-probability; expected numbers of at most 0")
+        raise RewardError(f"/completions gave {wrong[0]!r} as a log-probability; expected numbers from -9998 to 0")
     return math.fsum(scored) / len(scored)
 
 

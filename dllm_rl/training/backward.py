@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -48,6 +48,15 @@ def view_groups(num_views: int, size: int, num_groups: int | None = None) -> lis
     return groups + [Group(any_view, padding=True)] * missing
 
 
+def groups_by_length(batch: Batch, size: int, num_groups: int | None = None) -> list[Group]:
+    """The groups of `view_groups`, of views whose sequences are about as long, so that short ones cost what they are.
+
+    Views of equal length stay in their order: what shows the network the same canvas stays side by side.
+    """
+    order = batch.sequences.attend.sum(1)[batch.views.row].argsort(stable=True).cpu()
+    return [replace(group, view=order[group.view]) for group in view_groups(len(order), size, num_groups)]
+
+
 def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
     """Score some views of a batch in one forward; differentiable if gradients are on."""
     views = batch.views.select(view)
@@ -63,38 +72,41 @@ def score_group(denoiser: Denoiser, batch: Batch, view: Tensor) -> Scores:
 def score_all(denoiser: Denoiser, batch: Batch, size: int) -> Scores:
     """Scores of every view without gradient, `size` views per forward."""
     with torch.no_grad():
-        parts = [score_group(denoiser, batch, group.view) for group in view_groups(len(batch.views), size)]
+        parts = [score_group(denoiser, batch, group.view) for group in groups_by_length(batch, size)]
     return _together(parts)
 
 
 def _together(parts: list[Scores]) -> Scores:
-    """Scores of several groups as those of one, without gradient."""
+    """Scores of several groups as those of one, in the order of the views, without gradient."""
+    view, order = torch.cat([part.view for part in parts]).sort()
     return Scores(
-        torch.cat([part.logp.detach() for part in parts]),
-        torch.cat([part.view for part in parts]),
-        _joined([part.plan for part in parts]),
-        _joined([part.schedule for part in parts]),
+        torch.cat([part.logp.detach() for part in parts])[order],
+        view,
+        _joined([part.plan for part in parts], order),
+        _joined([part.schedule for part in parts], order),
     )
 
 
-def _joined(parts: list[Tensor | None]) -> Tensor | None:
+def _joined(parts: list[Tensor | None], order: Tensor) -> Tensor | None:
     given = [part.detach() for part in parts if part is not None]
-    return torch.cat(given) if given else None
+    return torch.cat(given)[order] if given else None
 
 
 def score_with_entropy(denoiser: Denoiser, batch: Batch, size: int) -> EntropyScores:
     """As `score_all`, with the entropies of the distributions scored under."""
+    order = torch.cat([group.view for group in groups_by_length(batch, size)])
     with torch.no_grad():
         scores = score_views(
             denoiser,
             batch.sequences,
-            batch.views,
+            batch.views.select(order),
             views_per_forward=size,
             transform=batch.transform,
             entropy=True,
         )
     assert scores.entropy is not None, "asked for"
-    return EntropyScores(scores.logp, scores.entropy)
+    place = order.argsort()
+    return EntropyScores(scores.logp[place], scores.entropy[place])
 
 
 def backward(
@@ -108,6 +120,7 @@ def backward(
     group_context: GroupContext,
     back_propagate: Callable[[Tensor], None],
     also: Tensor | None = None,
+    see: Callable[[Scores], object] = lambda scores: None,
 ) -> list[Loss]:
     """Add the gradient of `scale * loss` to the parameters.
 
@@ -118,6 +131,7 @@ def backward(
         scale: what the sum is multiplied by: the inverse of the update's exact count, times what averaging over
             processes takes away.
         also: added to the objective of the last group.
+        see: called once with the scores of all views, without gradient.
 
     Returns:
         Losses whose sum is the loss (detached), and one of nothing that reports on all views together.
@@ -135,7 +149,9 @@ def backward(
         losses += [loss] if loss is not None else []
         seen += [] if group.padding else [_together([scores])]  # its graph is not kept
     nothing = torch.zeros_like(losses[0].total)
-    return [*losses, Loss(nothing, algorithm.diagnose(batch, _together(seen)))]
+    scores = _together(seen)
+    see(scores)
+    return [*losses, Loss(nothing, algorithm.diagnose(batch, scores))]
 
 
 Part = tuple[Tensor, Loss | None, Scores]

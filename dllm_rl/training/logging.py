@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from dllm_rl.training.manifest import write_whole
 from dllm_rl.training.source import Sample
 
 _HIDDEN = {"epoch", "total_flos", "train_runtime", "train_samples_per_second", "train_steps_per_second", "train_loss"}
@@ -25,7 +26,7 @@ class MetricsFile(TrainerCallback):
     def __init__(self, path: Path, resumed_update: int) -> None:
         self.path = path
         kept = [line for line in read_metrics(path) if line["update"] <= resumed_update] if resumed_update else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
@@ -43,15 +44,18 @@ def _finite(value: float) -> float | None:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Lines of a metrics file; a last line that a crash cut short is left out."""
+    return list(_lines(path))
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        return []
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return lines
+        return
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
 
 
 def accuracy_names(lines: Sequence[dict[str, Any]]) -> list[str]:
@@ -148,9 +152,14 @@ class Curve(TrainerCallback):
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            draw_curve(read_metrics(self.metrics), self.picture)
+            draw_curve([_drawn(line) for line in _lines(self.metrics)], self.picture)
 
     on_train_end = on_evaluate
+
+
+def _drawn(line: dict[str, Any]) -> dict[str, Any]:
+    """What a curve shows of a line of metrics; all the lines of a long run, whole, would take much memory."""
+    return {name: line[name] for name in ("update", "reward/mean", "loss", *accuracy_names([line])) if name in line}
 
 
 def draw_curve(lines: Sequence[dict[str, Any]], picture: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,14 +14,15 @@ from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from dllm_rl.algorithms.base import Algorithm, Batch, Material
-from dllm_rl.errors import CheckpointError, DivergenceError, RecipeError
+from dllm_rl.algorithms.base import Algorithm, Batch, Material, Scores
+from dllm_rl.errors import CheckpointError, RecipeError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.modes import evaluating
 from dllm_rl.objectives.reduce import Report
 from dllm_rl.rng import fold
-from dllm_rl.training.backward import backward, score_all, score_with_entropy, view_groups
+from dllm_rl.training.backward import backward, groups_by_length, score_all, score_with_entropy
 from dllm_rl.training.checkpoint import load_weights
+from dllm_rl.training.divergence import DivergenceGuard, Limits
 from dllm_rl.training.in_step import in_step, weights_are_spread
 from dllm_rl.training.order import Layout
 from dllm_rl.training.parts import LeaveIdle, freeze, idle_parameters, split_head, zero_share
@@ -41,8 +43,9 @@ class DiffusionTrainer(Trainer):
     """transformers.Trainer whose unit of work is a micro-batch of views.
 
     `get_batch_samples` runs once per update and makes the micro-batches and their exact count; `training_step`
-    back-propagates one micro-batch; `evaluate` runs tasks. Two private hooks are overridden, `_save` and
-    `_load_from_checkpoint`, since the public ones around them cannot make saving whole and loading strict;
+    back-propagates one micro-batch; `evaluate` runs tasks. Three private hooks are overridden: `_save` and
+    `_load_from_checkpoint`, since the public ones around them cannot make saving whole and loading strict, and
+    `_get_grad_norm`, since no public one knows the norm before the optimiser steps;
     tests/upstream pins what all of them are assumed to be. Which rows an update sees depends on the
     seed and the update, not on a data loader, so a resumed run needs no data to be skipped.
     """
@@ -58,6 +61,7 @@ class DiffusionTrainer(Trainer):
         args: TrainingArguments,
         views_per_forward: int,
         head_learning_rate: float | None = None,
+        limits: Limits | None = None,
         evaluator: Evaluator | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
@@ -70,6 +74,12 @@ class DiffusionTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.evaluator = evaluator
         self.samples: list[Sample] = []
+        self.divergence = DivergenceGuard(
+            Path(str(args.output_dir)) / "diverged",
+            limits or Limits(),
+            args.process_index,
+            getattr(model.tokenizer, "decode", None),
+        )
         self._window: Window | None = None
         self._reports: dict[str, Report] = {}
         self.add_callback(LeaveIdle(model.network, algorithm))
@@ -110,6 +120,7 @@ class DiffusionTrainer(Trainer):
         assert num_items_in_batch is not None
         batch = inputs["batch"]
         model.train()
+        scores: list[Scores] = []
         # Gradients are averaged over processes; the exact count is already global.
         # Where no process has anything to learn it is 0, and so is every sum: whatever divides them gives 0.
         scale = self.accelerator.num_processes / (float(num_items_in_batch) or 1.0)
@@ -118,21 +129,33 @@ class DiffusionTrainer(Trainer):
             batch,
             self.diffusion.with_network(model),
             self.diffusion,
-            groups=view_groups(len(batch.views), self.views_per_forward, self._most_groups(batch)),
+            groups=groups_by_length(batch, self.views_per_forward, self._most_groups(batch)),
             scale=scale,
             group_context=self._group_context(model, self.accelerator.sync_gradients),
             back_propagate=self._back_propagate,
             also=zero_share(self._idle()),
+            see=scores.append,
         )
         for loss in losses:
             self._report(loss.metrics)
         total = scale * torch.stack([loss.total for loss in losses]).sum()
-        if not torch.isfinite(total):
-            raise DivergenceError(
-                f"update {self.state.global_step + 1}: the loss is {float(total)}; lower train.learning_rate or "
-                "train.max_grad_norm, or start again from the last checkpoint"
-            )
+        self.divergence.look(batch, scores[0], total)
         return torch.as_tensor(total, dtype=torch.float32)
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Tensor | float | None = None) -> Tensor | float | None:
+        """Where all processes know it, and nothing has been stepped yet (DeepSpeed has); so here what is wrong ends it.
+
+        Raises:
+            DivergenceError: on all processes.
+        """
+        norm: Tensor | float | None = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        known = norm if self.accelerator.mixed_precision != "fp16" else None  # a loss scaler passes such updates over
+        self.divergence.check(known, self.state.global_step + 1, self._summed, self.samples)
+        return norm
+
+    def _summed(self, numbers: Tensor) -> Tensor:
+        total: Tensor = self.accelerator.reduce(numbers, reduction="sum")
+        return total
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Run the evaluation tasks with the present weights and log what they gave."""

@@ -1,5 +1,9 @@
 """Fills the learning ledger and makes its table and figure: `python -m results.tiny` from the root; `make results`.
 
+`--search` finds the settings first, on problems of its own (results/tiny/search.py); the ledger uses what was found.
+`--free` decodes the starting weights and those of CJ-GRPO with samplers that need no training (results/tiny/free.py);
+it follows the ledger, so it comes after `--again`.
+
 Runs that the ledger already holds are not repeated, so methods can be run apart, and an interrupted ledger goes on.
 """
 
@@ -8,7 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from results.tiny import figure, ledger, table
+from results.tiny import figure, free, ledger, search, table
 from results.tiny.methods import METHODS, SEEDS, TASKS
 from results.tiny.run import Cell, run_all
 
@@ -18,19 +22,32 @@ PAGE = ledger.FOLDER / "table.md"
 def main() -> None:
     """Run the missing cells, then write the page and the picture."""
     options = _parser().parse_args()
+    tasks = [task for task in TASKS if task.name in options.tasks]
+    methods = [method for method in METHODS if method.name in options.methods]
     runs = ledger.read()
-    known = set() if options.again else {run.cell for run in runs}
-    cells = [
-        (task, method, seed)
-        for seed in options.seeds
-        for task in TASKS
-        for method in METHODS
-        if task.name in options.tasks and method.name in options.methods and (task.name, method.name, seed) not in known
-    ]
-    runs = _fill(runs, cells, options.processes)
-    PAGE.write_text(table.page(runs), encoding="utf-8")
-    figure.draw(runs)
-    print(table.page(runs))
+    if options.search:
+        search.fill([(task, method) for method in methods for task in tasks], options.processes)
+    elif options.free:
+        free.fill(tasks, runs)
+    else:
+        known = set() if options.again else {run.cell for run in runs}
+        tries = search.read()
+        cells = [
+            (task, search.settled(task, method, tries), seed)
+            for seed in options.seeds
+            for task in tasks
+            for method in methods
+            if (task.name, method.name, seed) not in known
+        ]
+        runs = _fill(runs, cells, options.processes)
+        figure.draw(runs)
+    _make_page(runs)
+
+
+def _make_page(runs: list[ledger.Run]) -> None:
+    text = table.page(runs, free.read(), search.read())
+    PAGE.write_text(text, encoding="utf-8")
+    print(text)
 
 
 def _fill(runs: list[ledger.Run], cells: list[Cell], processes: int) -> list[ledger.Run]:
@@ -57,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--methods", nargs="+", choices=methods, default=methods)
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--again", action="store_true", help="repeat runs that the ledger already holds")
+    parser.add_argument("--search", action="store_true", help="find settings instead, and keep them in search.json")
+    parser.add_argument("--free", action="store_true", help="decode with samplers that need no training instead")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side, each on one thread")
     return parser
 

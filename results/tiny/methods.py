@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,8 @@ class Task:
     name: str
     """Of the evaluation task, and of the recipe: recipes/tiny_NAME.yaml."""
     title: str
+    rates: tuple[str, ...]
+    """Learning rates that the search tries for every method."""
 
     @property
     def recipe(self) -> str:
@@ -32,13 +34,31 @@ class Method:
     """What else it changes, by the task's name."""
     first: tuple[str, ...] = ()
     """Arguments of a Python process that makes what the run needs; the seed's override follows. Its time counts."""
+    own: str = ""
+    """The one change of a setting of its own that the search tries."""
     note: str = ""
     """What a reader of its line must know."""
 
+    def changes(self, task: Task) -> tuple[str, ...]:
+        """All that it changes in a task's recipe."""
+        return (*self.overrides, *self.by_task.get(task.name, ()))
+
+    def changed(self, task: Task, more: Sequence[str]) -> Method:
+        """The same with further changes, for one task."""
+        return replace(self, by_task={task.name: (*self.by_task.get(task.name, ()), *more)})
+
+    def recorded(self, overrides: Sequence[str]) -> Method:
+        """The same with exactly these changes, as a run records them."""
+        return replace(self, overrides=tuple(overrides), by_task={})
+
+
+def _rates(*rates: str) -> tuple[str, ...]:
+    return tuple(f"train.learning_rate={rate}" for rate in rates)
+
 
 TASKS = (
-    Task("column_sum", "Sums with a written trace"),
-    Task("small_sudoku", "Sudoku of four rows"),
+    Task("column_sum", "Sums with a written trace", _rates("1e-4", "2e-4", "4e-4")),
+    Task("small_sudoku", "Sudoku of four rows", _rates("2e-4", "4e-4", "8e-4")),
 )
 METHODS = (
     Method(
@@ -52,12 +72,23 @@ METHODS = (
             "train.per_device_train_batch_size=32",
         ),
         by_task={"column_sum": ("train.learning_rate=1e-4",)},
+        own="algorithm.beta=1.0",
         first=("-m", "results.tiny.pairs", "$recipe", "$folder/pairs.jsonl"),
         note="learns from pairs of the starting model's own rollouts, best against worst of a group, drawn beforehand",
     ),
-    Method("diffu_grpo", "diffu-GRPO"),
-    Method("cj_grpo", "CJ-GRPO", ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",)),
-    Method("mdpo", "MDPO", ("algorithm={type: mdpo, kl_coefficient: 0.0}", "rollout.sampler=rcr")),
+    Method("diffu_grpo", "diffu-GRPO", own="algorithm.scale=group_std"),
+    Method(
+        "cj_grpo",
+        "CJ-GRPO",
+        ("algorithm={type: cj_grpo, clip_low: 0.2, clip_high: 0.2, kl_coefficient: 0.0}",),
+        own="algorithm.reduction=sum",
+    ),
+    Method(
+        "mdpo",
+        "MDPO",
+        ("algorithm={type: mdpo, kl_coefficient: 0.0}", "rollout.sampler=rcr"),
+        own="algorithm.scale=none",
+    ),
     Method(
         "igpo",
         "IGPO",
@@ -73,6 +104,7 @@ METHODS = (
                 "answer_pattern: '(....)$$'}",
             ),
         },
+        own="algorithm.entropy_share=1.0",
         note="writes groups that fail a second time, around hints; these rollouts come on top",
     ),
     Method(
@@ -89,6 +121,7 @@ METHODS = (
             "eval.sampler=schedule",
             "eval.options={learned: commit}",
         ),
+        own="train.head_learning_rate=1e-2",
         note="makes three updates of the network, then one of the schedule; being slow costs reward (exponent 0.7)",
     ),
     Method(
@@ -121,6 +154,7 @@ METHODS = (
             "eval.every=0",
             "output=$folder/planner",
         ),
+        own="train.head_learning_rate=1e-3",
         note="starts after its planner has imitated a threshold sampler on 6,400 completions that nobody judges, which "
         "come on top; being slow costs reward (exponent 0.5)",
     ),

@@ -32,7 +32,13 @@ def run_all(cells: Sequence[Cell], processes: int, extra: Sequence[str] = ()) ->
 
 
 def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -> Run:
-    """Train and evaluate one method on one task, in a process of its own.
+    """Train and evaluate one method on one task, in a process of its own. See `run_in`."""
+    with tempfile.TemporaryDirectory() as folder:
+        return run_in(folder, task, method, seed, extra)
+
+
+def run_in(folder: str, task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -> Run:
+    """As `run_cell`; the run is left in FOLDER/run.
 
     Args:
         extra: further overrides, which tests use to make a run short.
@@ -40,15 +46,13 @@ def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -
     Raises:
         RuntimeError: the run failed; the last lines that it wrote are in the message.
     """
-    changed = [*method.overrides, *method.by_task.get(task.name, ())]
+    changed = list(method.changes(task))
     given = [f"train.seed={seed}", *extra]
-    with tempfile.TemporaryDirectory() as folder:
-        commands = [[task.recipe, *changed, *given, f"output={folder}/run"]]
-        if method.first:
-            commands.insert(0, [*method.first, *given])
-        names = {"folder": folder, "recipe": task.recipe}
-        times = [run_python([Template(word).substitute(names) for word in command], folder) for command in commands]
-        metrics = read_metrics(Path(folder, "run", "metrics.jsonl"))
+    commands = [[task.recipe, *changed, *given, f"output={folder}/run"]]
+    if method.first:
+        commands.insert(0, [*method.first, *given])
+    names = {"folder": folder, "recipe": task.recipe}
+    times = [run_python([Template(word).substitute(names) for word in command], folder) for command in commands]
     return Run(
         task=task.name,
         method=method.name,
@@ -59,7 +63,7 @@ def run_cell(task: Task, method: Method, seed: int, extra: Sequence[str] = ()) -
         date=datetime.now(UTC).date().isoformat(),
         device=f"{os.cpu_count()} CPU cores, {platform.machine()}",
         overrides=changed,
-        curve=points(metrics, task.name),
+        curve=points(read_metrics(Path(folder, "run", "metrics.jsonl")), task.name),
     )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from results.tiny.ledger import Point, Run
+from results.tiny import free_part, search_part
+from results.tiny.free import Decoded
+from results.tiny.ledger import Run
+from results.tiny.markdown import accuracy, table
 from results.tiny.methods import METHODS, TASKS, Method
+from results.tiny.search import Try
 
 HEAD = """\
 # The learning ledger
@@ -15,25 +19,31 @@ Every method from the same starting weights with the same number of rollouts, on
 `make results` from [ledger.json](ledger.json); ![accuracy and forwards along the way](curves.png)
 
 Accuracy is that of answers of greedy tokens to held-out problems, with its 95% interval (Wilson). Forwards are network
-evaluations per answer, means over problems. Seconds are those of a whole run on one thread, evaluations and what the
-method prepares included, by the clock and on a core: they differ where other work shares the cores.
-
-This is no ranking. Settings were chosen by the accuracy of seed 0 on these same problems, with unequal care: about 14
-were tried for Co-GRPO and for dUltra, 4 for diffu-GRPO, 3 for VRPO, 2 for CJ-GRPO, one per task for MDPO and IGPO.
-Forwards compare with an even split of about two positions a forward, not with threshold decoding, which has no row:
-with threshold 0.9 the starting weights for sums take 4.1 forwards, at 0.42 on 400 problems.
+evaluations per answer, means over problems; nothing here is guided. Seconds are those of a whole run on one thread,
+evaluations and what the method prepares included, by the clock and on a core: they differ where other work shares the
+cores.
+"""
+FREE = """\
+Forwards before training are those of an even split of about two positions a forward. Samplers that write as many as the
+network is sure of take fewer without any training; each task has a table of them, on the starting weights and on those
+that CJ-GRPO trained ([free.json](free.json), `python -m results.tiny --free`), since what Co-GRPO and dUltra learn must
+be compared with what is free. Under each table the best way that takes no more forwards is named, after the fact and on
+these same problems, which favours it a little.
 """
 
 
-def page(runs: Sequence[Run]) -> str:
+def page(runs: Sequence[Run], decoded: Sequence[Decoded] = (), tries: Sequence[Try] = ()) -> str:
     """Markdown with the tables of all tasks that have runs."""
-    parts = [HEAD]
+    parts = [HEAD, search_part.how(runs, tries), FREE]
     for task in TASKS:
         if mine := [run for run in runs if run.task == task.name]:
             parts.append(f"## {task.title}\n\n{_budget(mine)}\n\n{_table(mine)}\n")
+            parts.append(free_part.part(task.name, decoded, runs))
     there = {run.method for run in runs}
     notes = [f"- {method.title} {method.note}.\n" for method in METHODS if method.note and method.name in there]
-    return "\n".join(parts + (["## Notes\n", "".join(notes)] if notes else []))
+    parts += ["## Notes\n", "".join(notes)] if notes else []
+    parts.append(search_part.part(tries))
+    return "\n".join(part for part in parts if part)
 
 
 def _budget(runs: Sequence[Run]) -> str:
@@ -57,12 +67,12 @@ def _table(runs: Sequence[Run]) -> str:
         "wall s",
         "CPU s",
     ]
-    lines = [_line(titles), "|" + "---|" * len(titles)]
+    rows = []
     for method in METHODS:
         mine = {run.seed: run for run in sorted(runs, key=lambda run: run.seed) if run.method == method.name}
         if mine:
-            lines.append(_line(_cells(method, mine, seeds)))
-    return "\n".join(lines)
+            rows.append(_cells(method, mine, seeds))
+    return table(titles, rows)
 
 
 def _cells(method: Method, runs: dict[int, Run], seeds: Sequence[int]) -> list[str]:
@@ -70,7 +80,7 @@ def _cells(method: Method, runs: dict[int, Run], seeds: Sequence[int]) -> list[s
     return [
         method.title,
         _start(each),
-        *(_accuracy(runs[seed].after) if seed in runs else "" for seed in seeds),
+        *(accuracy(runs[seed].after) if seed in runs else "" for seed in seeds),
         f"{fmean(run.before.forwards for run in each):.2f}",
         f"{fmean(run.after.forwards for run in each):.2f}",
         f"{fmean(run.seconds for run in each):.0f}",
@@ -80,14 +90,5 @@ def _cells(method: Method, runs: dict[int, Run], seeds: Sequence[int]) -> list[s
 
 def _start(runs: Sequence[Run]) -> str:
     """Where all seeds start, or where each does."""
-    starts = {_accuracy(run.before) for run in runs}
+    starts = {accuracy(run.before) for run in runs}
     return starts.pop() if len(starts) == 1 else ", ".join(f"{run.before.accuracy:.3f}" for run in runs)
-
-
-def _accuracy(point: Point) -> str:
-    low, high = point.interval
-    return f"{point.accuracy:.3f} ({low:.3f}-{high:.3f})"
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -149,6 +149,7 @@ def test_rollouts_without_a_planners_likelihood_are_refused() -> None:
     for change, message in (
         ({"planner_temperature": None}, "dultra: the rollouts' positions were not chosen by the coins of a planner"),
         ({"transform": replace(material.trajectory.transform, top_k=3)}, "dultra: the rollouts were drawn with top_p"),
+        ({"exactness": "approximate_cache"}, "dultra: the rollouts were made through an approximate cache"),
     ):
         other = replace(material, trajectory=replace(material.trajectory, **change))
         with pytest.raises(RecipeError, match=message):

@@ -141,7 +141,9 @@ def test_the_variance_of_a_margin_is_that_of_policy_minus_reference_on_the_same_
     assert values(algorithm.diagnose(same, scores))["preference/margin_variance"] == 0.0
 
 
-@pytest.mark.parametrize("name", ["fixed_count", "bernoulli", "antithetic", "complementary", "fully_hidden"])
+@pytest.mark.parametrize(
+    "name", ["fixed_count", "bernoulli", "antithetic", "complementary", "balanced", "fully_hidden"]
+)
 def test_settings_and_corruptors_agree_on_what_is_one_estimate(name: str) -> None:
     settings = DiffuGRPO(corruption={"type": name}, num_draws=2).corruption
     assert settings.draws_per_estimate == settings.build().draws_per_estimate

@@ -12,6 +12,7 @@ from dllm_rl.diffusion import corruption
 from dllm_rl.diffusion.corruption import (
     CORRUPTORS,
     AntitheticLevels,
+    Balanced,
     Bernoulli,
     Complementary,
     Corruptor,
@@ -31,11 +32,12 @@ ALL_CORRUPTORS: list[Corruptor] = [
     Bernoulli(floor=0.0),
     AntitheticLevels(),
     Complementary(),
+    Balanced(),
     FadingOut(share=0.7),
     FullyHidden(),
 ]
 HIDE_SCORED_ONLY = ALL_CORRUPTORS[:-1]
-COUNTED: list[Corruptor] = [FixedCount(), FixedCount(stratified=False), AntitheticLevels()]
+COUNTED: list[Corruptor] = [FixedCount(), FixedCount(stratified=False), AntitheticLevels(), Balanced()]
 
 
 def keys(count: int, seed: int = 0) -> Tensor:
@@ -210,26 +212,27 @@ def test_corruptors_are_values(corruptor: Corruptor) -> None:
 
 
 def test_names() -> None:
-    defaults = [FixedCount(), Bernoulli(), AntitheticLevels(), Complementary(), FullyHidden()]
+    defaults = [FixedCount(), Bernoulli(), AntitheticLevels(), Complementary(), Balanced(), FullyHidden()]
     assert [make() for make in CORRUPTORS.values()] == defaults
-    assert list(CORRUPTORS) == ["fixed_count", "bernoulli", "antithetic", "complementary", "fully_hidden"]
+    assert list(CORRUPTORS) == ["fixed_count", "bernoulli", "antithetic", "complementary", "balanced", "fully_hidden"]
     assert FixedCount().stratified is True
     assert Bernoulli().floor == 1e-3
     assert FullyHidden().prompt_noise == 0.15
-    assert [make.draws_per_estimate for make in CORRUPTORS.values()] == [1, 1, 2, 2, 1]
+    assert [make.draws_per_estimate for make in CORRUPTORS.values()] == [1, 1, 2, 2, 1, 1]
 
 
 # --- unbiased, by enumeration of every draw --------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("corruptor", [FixedCount(), Balanced()], ids=repr)
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
 @pytest.mark.parametrize("draws", [1, 2, 3])
 def test_fixed_counts_weigh_every_hidden_set_as_the_elbo_does(
-    monkeypatch: pytest.MonkeyPatch, n: int, draws: int
+    monkeypatch: pytest.MonkeyPatch, corruptor: Corruptor, n: int, draws: int
 ) -> None:
     levels, noise = every_draw(n, n * draws, draws)
     deal(monkeypatch, levels, noise)
-    views = FixedCount().views(completion_only(n, len(levels)), draws, keys(len(levels)), MASK)
+    views = corruptor.views(completion_only(n, len(levels)), draws, keys(len(levels)), MASK)
     assert by_set(views) == pytest.approx(elbo_coefficients(n), rel=1e-12)
 
 
@@ -245,6 +248,15 @@ def test_pairs_weigh_every_hidden_set_as_the_elbo_does(
     seen = by_set(views)
     seen.pop((), None)
     assert seen == pytest.approx(elbo_coefficients(n), rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_each_balanced_draw_is_unbiased_alone(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+    levels, noise = every_draw(n, 3 * n, 3)
+    deal(monkeypatch, levels, noise)
+    views = Balanced().views(completion_only(n, len(levels)), 3, keys(len(levels)), MASK)
+    for draw in range(3):
+        assert by_set(views.select(torch.arange(draw, len(views), 3))) == pytest.approx(elbo_coefficients(n), rel=1e-12)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 5])
@@ -402,6 +414,42 @@ def test_the_levels_of_pairs_are_stratified(corruptor: Corruptor) -> None:
     views = corruptor.views(completion_only(6, 100), 12, keys(100), MASK)
     first = views.scored.sum(-1).view(100, 6, 2)[:, :, 0]
     assert all(sorted(row.tolist()) == [1, 2, 3, 4, 5, 6] for row in first)
+
+
+def test_balanced_draws_hide_first_what_was_hidden_least_from_the_smallest_count_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Levels 0.5, 0.75, 0, 0.25 of eight tokens are counts 5, 7, 1, 3, each with noise of its own."""
+    noise = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [8, 7, 6, 5, 4, 3, 2, 1], [2, 1, 3, 4, 5, 6, 7, 8], [9] * 8]) / 10.0
+    noise[3, 1::2] = 0.1
+    deal(monkeypatch, torch.tensor([[0.5]], dtype=torch.float64), noise[None].double())
+    hidden = Balanced().views(completion_only(8), 4, keys(1), MASK).scored
+    places = [view.nonzero()[:, 0].tolist() for view in hidden]
+    # Token 1; of the others 3, 5, 7; the four that are left and token 1, the first of all by noise; the other seven.
+    assert places == [[0, 1, 2, 4, 6], [0, 2, 3, 4, 5, 6, 7], [1], [3, 5, 7]]
+
+
+@pytest.mark.parametrize("n", [1, 5, 7])
+def test_no_token_is_hidden_twice_more_than_another(n: int) -> None:
+    hidden = Balanced().views(completion_only(n, 200), 8, keys(200), MASK).scored.view(200, 8, n)
+    often = hidden.sum(1)
+    assert int((often.amax(-1) - often.amin(-1)).max()) <= 1
+    stratified = FixedCount().views(completion_only(n, 200), 8, keys(200), MASK).scored.view(200, 8, n)
+    assert torch.equal(hidden.sum(-1), stratified.sum(-1))
+
+
+def test_sets_do_not_repeat_round_after_round() -> None:
+    """Sixteen draws of ten tokens: two that hide the same five are no more likely than by chance."""
+    hidden = Balanced().views(completion_only(10, 400), 16, keys(400), MASK).scored.view(400, 16, 10)
+    same = [
+        torch.equal(row[i], row[j])
+        for row in hidden
+        for i in range(16)
+        for j in range(i)
+        if row[i].sum() == row[j].sum() == 5
+    ]
+    assert len(same) > 200
+    assert sum(same) / len(same) < 0.02
 
 
 # --- the fully hidden view -------------------------------------------------------------------------------------------

@@ -148,6 +148,7 @@ def test_variance_falls_from_bernoulli_to_fixed_counts_to_stratified_counts_and_
     assert sd["independent"] > 1.1 * sd["fixed_count"]
     assert sd["independent"] > 1.1 * sd["antithetic"]
     assert sd["independent"] > 1.1 * sd["complementary"]
+    assert sd["fixed_count"] > 1.03 * sd["balanced"]
 
 
 def test_variance_of_independent_draws_falls_as_one_over_their_number(model: Tabular) -> None:

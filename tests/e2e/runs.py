@@ -96,7 +96,7 @@ def write(folder: Path, tree: dict[str, Any], name: str = "recipe") -> Path:
 
 def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=300, check=False, **options
+        command, capture_output=True, text=True, env=environment(), cwd=ROOT, timeout=900, check=False, **options
     )
 
 

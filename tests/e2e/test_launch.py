@@ -41,15 +41,18 @@ def test_two_processes_share_the_work(tmp_path: Path) -> None:
     assert [line["update"] for line in runs.metrics(folder / "two")] == [1, 2]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_deepspeed_launches(tmp_path: Path, stage: int) -> None:
+def test_a_deepspeed_configuration_of_ones_own_spreads_even_small_weights(tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
     folder = runs.workshop(tmp_path)
     path = runs.write(folder, runs.recipe(folder, GRPO, "zero", max_steps=2, per_device_train_batch_size=2))
-    launcher = ["--use_deepspeed", "--zero_stage", str(stage), "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gradient_accumulation_steps", "1"]
-    launcher += ["--zero3_save_16bit_model", "true"] if stage == 3 else []
-    done = runs.launch(path, launcher=launcher)
+    never = ("param_persistence_threshold", "max_live_parameters", "max_reuse_distance", "prefetch_bucket_size")
+    zero = {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True}
+    zero |= {f"stage3_{name}": 0 for name in never}  # else weights as few as these would stay on every process
+    automatic = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+    settings = {"zero_optimization": zero, "zero_allow_untested_optimizer": True, **dict.fromkeys(automatic, "auto")}
+    (folder / "zero.json").write_text(json.dumps(settings))
+    launcher = ["--use_deepspeed", "--deepspeed_config_file", str(folder / "zero.json"), "--num_processes", "2"]
+    done = runs.launch(path, launcher=[*launcher, "--num_machines", "1", "--dynamo_backend", "no"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert _ranks(folder) == ["rollouts-0", "rollouts-1"]
     alone = runs.launch(path, f"output={folder / 'one'}", "train.per_device_train_batch_size=4")

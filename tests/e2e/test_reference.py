@@ -39,19 +39,6 @@ def test_first_loss_is_log_two_in_every_precision_and_from_every_start(tmp_path:
     assert _first_loss(_train(folder, "from_adapter", start)) == pytest.approx(math.log(2), abs=1e-7)
 
 
-@pytest.mark.parametrize("stage", [2, 3])
-def test_first_loss_is_log_two_under_deepspeed(tmp_path: Path, stage: int) -> None:
-    pytest.importorskip("deepspeed", reason="needs the extra deepspeed")
-    folder = runs.workshop(tmp_path)
-    tree = runs.recipe(folder, VRPO, "zero", max_steps=2, per_device_train_batch_size=2)
-    launcher = ["--use_deepspeed", "--zero_stage", str(stage), "--num_processes", "2", "--num_machines", "1"]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--gradient_accumulation_steps", "1"]
-    launcher += ["--zero3_save_16bit_model", "true"] if stage == 3 else []
-    done = runs.launch(runs.write(folder, tree), launcher=launcher)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert _first_loss(folder / "zero") == pytest.approx(math.log(2), abs=1e-6)
-
-
 def test_an_adapter_trained_by_two_processes_loads(tmp_path: Path) -> None:
     folder = runs.workshop(tmp_path)
     tree = runs.recipe(folder, {"type": "sft"}, "two", max_steps=2, per_device_train_batch_size=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import dllm_rl
 from dllm_rl.cli import main
 from dllm_rl.evaluation import lm_eval as ours
+from dllm_rl.evaluation import revision
 from dllm_rl.evaluation.lm_eval import DiffusionLM
 from dllm_rl.models import DiffusionModel
 from dllm_rl.rollouts.engine import RolloutSettings
@@ -73,10 +75,10 @@ def test_generation_is_ours_up_to_the_first_stop(tiny: DiffusionModel, batch_siz
 def test_log_likelihood_is_the_bound(tiny: DiffusionModel, batch_size: int) -> None:
     pairs = [("1+1=", "02"), ("", "12"), ("3+4=", "7")]
     lm = language_model(tiny, batch_size=batch_size, seed=3)
-    found = lm.loglikelihood([Request(pair, place) for place, pair in enumerate(pairs)])
+    found = lm.loglikelihood([Request(pair, place + 7) for place, pair in enumerate(pairs)])
     for place, (context, continuation) in enumerate(pairs):
         row = [ids(tiny, context)], [ids(tiny, continuation)]
-        expected = dllm_rl.elbo(tiny, *row, num_draws=4, seed=3, sample_ids=[place]).value.item()
+        expected = dllm_rl.elbo(tiny, *row, num_draws=4, seed=3, sample_ids=[place + 7]).value.item()
         assert found[place][0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -128,6 +130,106 @@ def test_white_space_goes_with_the_continuation(tiny: DiffusionModel) -> None:
         lm.split("1", "")
 
 
+@pytest.mark.usefixtures("installed")
+def test_a_token_across_the_boundary_is_not_cut(tiny: DiffusionModel) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = Tokenizer(BPE({"a": 0, "b": 1, "ab": 2}, [("a", "b")]))
+    lm = language_model(tiny)
+    lm.tokenizer = PreTrainedTokenizerFast(tokenizer_object=pieces)  # type: ignore[no-untyped-call]
+    assert lm.split("a", "b") == ([0], [1])  # together they are one token, which no context holds
+    assert lm.split("ba", "ab") == ([1, 0], [2])
+
+
+@pytest.mark.usefixtures("installed")
+def test_what_is_too_long_is_refused(tiny: DiffusionModel) -> None:
+    assert tiny.max_positions is not None
+    with pytest.raises(dllm_rl.errors.DataError, match="positions|tokens"):
+        language_model(tiny).loglikelihood([Request(("1" * tiny.max_positions, "2"))])
+
+
+@pytest.mark.usefixtures("installed")
+def test_draws_follow_the_seed_and_the_place(tiny: DiffusionModel) -> None:
+    settings = RolloutSettings(sampler="rl", gen_length=12, temperature=2.0)
+    requests = [Request(("1+1=", {}))] * 4
+
+    def written(**how: Any) -> list[str]:
+        return DiffusionLM(tiny, settings, **how).generate_until(requests)
+
+    first = written(seed=1)
+    assert written(seed=1, batch_size=1) == first != written(seed=2)
+    assert len(set(first)) > 1  # equal questions at other places draw apart
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_chat_template_is_the_tokenizer_s(tiny: DiffusionModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = language_model(tiny)
+    assert tiny.tokenizer is not None
+    chat = [{"role": "user", "content": "1"}, {"role": "assistant", "content": "2"}]
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", None)
+    with pytest.raises(dllm_rl.errors.DataError, match="leave --apply-chat-template out"):
+        lm.apply_chat_template(chat)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<A>"
+    monkeypatch.setattr(tiny.tokenizer, "chat_template", template + "{% endif %}")
+    assert lm.chat_template() == "" and lm.chat_template(True).startswith(template)
+    assert lm.apply_chat_template(chat) == "<user>1</><assistant>2</><A>"
+    assert lm.apply_chat_template(chat, add_generation_prompt=False) == "<user>1</><assistant>2"
+    lm.tokenizer = type("Named", (), {"name_or_path": "owner/name"})()
+    assert lm.tokenizer_name == "owner__name"
+
+
+@pytest.mark.usefixtures("installed")
+def test_answers_are_kept_for_lm_eval_s_cache(tiny: DiffusionModel, tmp_path: Path) -> None:
+    """Asked again, its own cache answers, without the model."""
+    from lm_eval.api.model import CachingLM
+
+    lm = language_model(tiny)
+    cached = CachingLM(lm, str(tmp_path / "cache.db"))
+    asked = {
+        "generate_until": Request(("1+1=", {"until": ["x"]})),
+        "loglikelihood": Request(("1+1=", "2")),
+        "loglikelihood_rolling": Request(("12",)),
+    }
+    found = {name: getattr(cached, name)([request]) for name, request in asked.items()}
+    del lm.model
+    again = {name: getattr(cached, name)([request]) for name, request in asked.items()}
+    assert json.dumps(again) == json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("stops", "left"),
+    [((), "abcb"), ("cb", "ab"), (["", "c"], "ab"), (["x", "c", "b"], "a"), (["a"], ""), ([""], "abcb")],
+)
+def test_text_before_the_first_stop(stops: Any, left: str) -> None:
+    assert ours._cut("abcb", stops) == left
+
+
+def test_a_line_for_every_number() -> None:
+    results = {
+        "results": {
+            "t": {
+                "alias": "t",
+                "em,strict": 0.25,
+                "em_stderr,strict": 0.125,
+                "acc,none": 1.0,
+                "acc_stderr,none": "N/A",
+                "f1,none": 0.5,
+            },
+            "u": {"acc,none": 0.0},
+        },
+        "versions": {"t": 3},
+        "n-samples": {"t": {"original": 9, "effective": 4}},
+    }
+    assert ours.lines_of(results) == [
+        "t v3: em (strict) 0.2500 +- 0.1250 (n 4)",
+        "t v3: acc 1.0000 (n 4)",
+        "t v3: f1 0.5000 (n 4)",
+        "u v: acc 0.0000 (n )",
+    ]
+
+
 TASK = """\
 task: our_{name}
 dataset_path: json
@@ -137,6 +239,7 @@ output_type: {kind}
 doc_to_text: "{{{{question}}}}"
 doc_to_target: "{{{{{target}}}}}"
 target_delimiter: ""
+fewshot_delimiter: "+"
 {more}
 metadata: {{version: 3}}
 """
@@ -181,3 +284,21 @@ def test_tasks_through_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert content["protocol"]["num_draws"] == 8 and len(content["samples"]["our_sums"]) == 6
     assert main([*command[:3], "our_nothing", *flags]) == 2
     assert "has no task 'our_nothing'" in capsys.readouterr().err
+    shutil.copytree(WEIGHTS, tmp_path / "chatty")
+    (tmp_path / "chatty/chat_template.jinja").write_text("{% for m in messages %}0+{{ m.content }}{% endfor %}")
+    unsafe = (tmp_path / "sums.yaml").read_text().replace("our_sums", "our_unsafe") + "unsafe_code: true\n"
+    (tmp_path / "unsafe.yaml").write_text(unsafe)
+    few = ["--limit", "2", "--num-fewshot", "1", "--seed", "5", "--batch-size", "3", "--apply-chat-template"]
+    chat = ["lm-eval", str(tmp_path / "chatty"), "--tasks", "our_unsafe", *command[4:], *flags, *few]
+    assert main(chat) == 2
+    assert "allow it with --allow-unsandboxed" in capsys.readouterr().err
+    assert main([*chat, "--allow-unsandboxed"]) == 0
+    content = json.loads((tmp_path / "out.json").read_text())
+    assert content["n-samples"]["our_unsafe"]["effective"] == 2 and content["n-shot"]["our_unsafe"] == 1
+    asked = json.dumps(content["samples"]["our_unsafe"][0]["arguments"])
+    assert '"0+' in asked and f'+{rows[0]["question"]}"' in asked
+    how = content["protocol"]
+    assert (how["seed"], how["batch_size"], how["chat_template"], how["dtype"]) == (5, 3, True, "auto")
+    assert how["model"] == chat[1] and how["revision"] == revision.revision_of(chat[1])
+    assert f"revision {how['revision']} |" in capsys.readouterr().out
+    assert main([*chat[:-1], "--out", str(tmp_path / "no/such/out.json")]) == 2

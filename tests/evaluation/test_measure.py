@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dllm_rl.cli import main
 from dllm_rl.errors import DataError, RecipeError
@@ -263,7 +265,7 @@ def test_the_model_is_loaded_once_and_only_if_it_is_needed(
 
 
 def command(workshop: Path, out: Path, *more: str) -> list[str]:
-    data = f"arithmetic={workshop / 'sums.jsonl'}"
+    data = str(workshop / "sums.jsonl")  # of the only task: it needs no name
     source = ["eval", str(workshop / "model"), "--tasks", "arithmetic", "--data", data, "--out", str(out)]
     how = ["--sampler", "rl", "--gen-length", "5", "--temperature", "0.9", "--samples", "2", "--batch-size", "2"]
     return [*source, *how, "--device", "cpu", *more]
@@ -289,6 +291,50 @@ def test_the_command_refuses_processes_that_cannot_meet(
     assert main(flags) == 2 and "give --out" in capsys.readouterr().err
     monkeypatch.setenv("RANK", "0")
     assert main([*flags, "--out", str(tmp_path)]) == 2 and "a launcher has started" in capsys.readouterr().err
+
+
+class Beat(Progress):
+    """Tells another process of every batch."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def add(self, records: Sequence[Record]) -> None:
+        os.write(self.descriptor, b"x")
+
+
+def killed_in_a_child(workshop: Path, out: Path, batches: int, delay: float) -> bool:
+    """Evaluate in a fork, and kill it so many batches and seconds after its start; False if it was done before."""
+    listen, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.close(listen)
+            torch.set_num_threads(1)
+            code = int(run(workshop, out, batch_size=1, progress=Beat(tell)) is None)
+        finally:
+            os._exit(code)
+    os.close(tell)
+    heard = sum(len(os.read(listen, 1)) for _ in range(batches))
+    select.select([], [], [], delay)
+    os.kill(child, signal.SIGKILL)
+    os.close(listen)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code == -signal.SIGKILL or (code == 0 and heard <= batches)
+    return code != 0
+
+
+@pytest.mark.slow
+def test_killed_at_thirty_random_points(workshop: Path, whole: dict[str, bytes], tmp_path: Path) -> None:
+    """One evaluation is killed again and again, each time a little further on; then the next one."""
+    draw, rounds, out = random.Random(1), 0, tmp_path / "0"
+    for _ in range(30):
+        if not killed_in_a_child(workshop, out, draw.randrange(5), draw.uniform(0.0, 0.01)):
+            assert contents(out) == whole
+            rounds, out = rounds + 1, tmp_path / str(rounds + 1)
+    run(workshop, out, batch_size=1)
+    assert contents(out) == whole
 
 
 DOOMED = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,7 @@ def load(name: str, shared: Path) -> EvalTask:
 def test_published_rows(name: str, shared: Path) -> None:
     task = load(name, shared)
     examples = task.examples()
-    assert (task.name, task.version, len(examples)) == (name, 1, COUNTS[name])
+    assert (task.name, task.version, len(examples)) == (name, 2, COUNTS[name])
     for example in examples:
         messages = task.prompt(example)
         assert not isinstance(messages, str)
@@ -59,6 +60,11 @@ VARIANTS = {
     ("humaneval", "llada"): "Complete the following python code:\nfrom typing import List",
     ("humaneval", "continue"): "from typing import List",
     ("mbpp", "llada"): "You are an expert Python programmer, and here is your task: Write a python function to remove ",
+    ("gsm8k", "5-shot"): "Question: Natalia sold clips to 48 of her friends",
+    (
+        "mbpp",
+        "3-shot",
+    ): "You are an expert Python programmer, and here is your task: Write a function to find the similar ",
 }
 
 
@@ -75,6 +81,53 @@ def test_prompts_of_others_by_name(name: str, variant: str, shared: Path) -> Non
     assert "{" not in prompt_text(prompt).replace("\\boxed{", "").replace(str(example.get("problem")), "")
 
 
+def test_solved_examples_before_the_question(shared: Path) -> None:
+    """As lm-eval lays them out: five of the training set, and tasks 2, 3 and 4 of MBPP."""
+    task = load_task("gsm8k", path=str(shared / "data/gsm8k/test.jsonl"), prompt="5-shot")
+    example = task.examples()[0]
+    *shown, asked = str(task.prompt(example)).split("Question: ")[1:]
+    train = [json.loads(line) for line in (shared / "data/gsm8k/train.jsonl").read_text().splitlines()[:5]]
+    assert shown == [f"{row['question']}\nAnswer: {row['answer']}\n\n" for row in train]
+    assert asked == f"{example['question']}\nAnswer:"
+    gold = f" {example['answer']}"
+    assert task.score(example, f"{gold}\n\nQuestion: And now?\nAnswer: #### 7").value == 1
+    assert task.score(example, f" #### 7\n\nQuestion: And now?\nAnswer: {gold}").value == 0
+
+    file = shared / "data/mbpp/mbpp.jsonl"
+    task = load_task("mbpp", path=str(file), prompt="3-shot")
+    rows = {row["task_id"]: row for row in map(json.loads, file.read_text().splitlines())}
+    start = "You are an expert Python programmer, and here is your task: "
+    *shown, asked = str(task.prompt(rows[11])).split(start)[1:]
+    between = " Your code should pass these tests:\n\n{}\n{}\n{}\n[BEGIN]\n".format
+    assert shown == [
+        rows[i]["text"] + between(*rows[i]["test_list"]) + rows[i]["code"] + "\n[DONE]\n\n" for i in (2, 3, 4)
+    ]
+    assert asked == rows[11]["text"] + between(*rows[11]["test_list"])
+
+
+def test_solved_examples_that_are_not_there(shared: Path, tmp_path: Path) -> None:
+    for name, variant, message in (("gsm8k", "5-shot", "train.jsonl"), ("mbpp", "3-shot", "tasks 2, 3 and 4")):
+        first = (shared / "data" / FILES[name]).read_text().splitlines()[-1]
+        (tmp_path / "rows.jsonl").write_text(first + "\n")
+        task = load_task(name, path=str(tmp_path / "rows.jsonl"), prompt=variant)
+        with pytest.raises(DataError, match=message):
+            task.prompt(task.examples()[0])
+
+
+@needs_isolation
+def test_code_ends_where_its_answer_does(shared: Path) -> None:
+    task = load_task("mbpp", path=str(shared / "data/mbpp/mbpp.jsonl"), prompt="3-shot")
+    example = task.examples()[0]
+    more = "\n[DONE]\n\nYou are an expert\n[BEGIN]\ndef remove_Occ(s, ch):\n    return 7\n"
+    assert task.score(example, example["code"] + more).value == 1
+
+
+def test_the_last_turn_of_llada_s_mbpp_prompt(shared: Path) -> None:
+    task = load_task("mbpp", path=str(shared / "data/mbpp/mbpp.jsonl"), prompt="llada")
+    example = task.examples()[0]
+    assert prompt_text(task.prompt(example)).endswith("\n".join(example["test_list"]) + "  \n")
+
+
 def test_the_countdown_prompt_of_d1(shared: Path) -> None:
     task = load_task("countdown", path=str(shared / "data" / FILES["countdown"]), prompt="d1")
     asked = task.prompt(task.examples()[0])[0]
@@ -82,7 +135,7 @@ def test_the_countdown_prompt_of_d1(shared: Path) -> None:
 
 
 def test_a_prompt_that_is_not_there() -> None:
-    with pytest.raises(RecipeError, match=r"no prompt 'd2'; there is default, d1, llada"):
+    with pytest.raises(RecipeError, match=r"no prompt 'd2'; there is default, d1, llada, 5-shot"):
         load_task("gsm8k", prompt="d2")
     assert variant_of(load_task("gsm8k")) == variant_of(load_task("arithmetic")) == "default"
 

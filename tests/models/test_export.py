@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models import load_model
-from dllm_rl.models.export import export_official
+from dllm_rl.models.export import export_merged, export_official
 from dllm_rl.toys.model import write_tiny_llada
 
 from .published import PublishedLLaDA
@@ -56,6 +56,33 @@ def test_exported_modules_are_the_published_ones_without_the_head(base: Path, tm
     assert sorted(t.double().sum().item() for t in ours.values()) == sorted(
         t.double().sum().item() for t in theirs.values()
     )
+
+
+@pytest.mark.parametrize("head", [None, {"type": "planner"}], ids=["plain", "planner"])
+def test_a_merged_adapter_is_one_model_with_the_same_logits(
+    head: dict[str, str] | None, base: Path, tmp_path: Path
+) -> None:
+    model = perturb(load_model(base, lora={"r": 4}, head=head))
+    model.save(tmp_path / "adapter")
+    export_merged(tmp_path / "adapter", tmp_path / "merged")
+    merged = load_model(tmp_path / "merged")
+    assert not isinstance(merged.network, PeftModel)
+    everywhere = torch.ones_like(IDS, dtype=torch.bool)
+    with torch.no_grad():
+        torch.testing.assert_close(merged.logits(IDS), model.logits(IDS), atol=1e-5, rtol=1e-5)
+        if head is None:
+            torch.testing.assert_close(published(tmp_path / "merged")(IDS), model.logits(IDS), atol=1e-5, rtol=1e-5)
+        else:
+            plans = [each.plan_at(IDS, everywhere)[1] for each in (merged, model)]
+            torch.testing.assert_close(*plans, atol=1e-5, rtol=1e-5)
+
+
+def test_only_an_adapter_is_merged_and_nothing_is_overwritten(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="holds no adapter to merge"):
+        export_merged(base, tmp_path / "merged")
+    (tmp_path / "there").mkdir()
+    with pytest.raises(CheckpointError, match="exists"):
+        export_merged(base, tmp_path / "there")
 
 
 def test_full_weights_export_as_they_are(base: Path, tmp_path: Path) -> None:

@@ -179,3 +179,9 @@ def test_tied_weights_save_one_tensor(tmp_path: Path) -> None:
     ids = torch.arange(8)[None]
     with torch.no_grad():
         torch.testing.assert_close(load_model(tmp_path).logits(ids), network(ids).logits, atol=0, rtol=0)
+    gathered = {name: tensor.clone() for name, tensor in network.state_dict().items()}  # as processes send them
+    load_model(tmp_path).save(tmp_path / "gathered", state_dict=gathered)
+    assert (
+        load_file(tmp_path / "gathered" / "model.safetensors").keys()
+        == load_file(tmp_path / "model.safetensors").keys()
+    )

@@ -10,9 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.quantizers.base import HfQuantizer
+from transformers.quantizers.quantizers_utils import should_convert_module
+from transformers.utils import is_bitsandbytes_available
 
 from dllm_rl.errors import CheckpointError, ModelContractError, RecipeError
 from dllm_rl.models import load_model
+from dllm_rl.models.load import four_bits
+from dllm_rl.models.policy_head import HEADS, attach_head
 from dllm_rl.toys.model import tiny_llada, write_tiny_llada
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -214,3 +220,25 @@ def test_attention_implementation_is_passed_on(folder: Path) -> None:
 def test_only_one_kind_of_quantisation(folder: Path) -> None:
     with pytest.raises(CheckpointError, match="nf4"):
         load_model(folder, quantization="int3")
+
+
+def test_quantisation_without_a_gpu_or_its_library_is_refused_in_one_line(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(RecipeError, match=r"^quantization nf4 needs a GPU, .* on 'cpu'; drop quantization$"):
+        load_model(folder, quantization="nf4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    if not is_bitsandbytes_available():
+        with pytest.raises(RecipeError, match=r"^quantization nf4 needs bitsandbytes; .*drop quantization$"):
+            load_model(folder, quantization="nf4", device="cuda:0")
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_quantisation_leaves_the_output_head_and_policy_heads_alone(head: str) -> None:
+    """As transformers decides it, module by module."""
+    network = tiny_llada().network
+    attach_head(network, {"type": head, **({"features": 3, "actions": 2} if head == "schedule" else {})})
+    skipped = HfQuantizer.get_modules_to_not_convert(network, four_bits().llm_int8_skip_modules)
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    converted = {name.split(".")[0] for name in linear if should_convert_module(name, skipped)}
+    assert converted == {"model"} and {name.split(".")[0] for name in linear} == {"model", "lm_head", head}

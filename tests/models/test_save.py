@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from dllm_rl.errors import CheckpointError
-from dllm_rl.models import load_model
+from dllm_rl.models import DiffusionModel, load_model
+from dllm_rl.models.lora import add_lora
 from dllm_rl.toys.model import tiny_llada, write_tiny_llada
 
 IDS = torch.arange(40).reshape(2, 20)
@@ -104,3 +105,15 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="could not be written"):
             tiny_llada().save(target)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_base_that_was_not_gathered_is_not_written_in_part(tmp_path: Path) -> None:
+    """DeepSpeed's third stage gathers the adapter alone, and nobody else has a base that was made in code."""
+    network = add_lora(tiny_llada().network, {"r": 2})
+    trained = {name: tensor for name, tensor in network.state_dict().items() if ".lora_" in name}
+    model = DiffusionModel(network, tiny_llada().spec)
+    with pytest.raises(CheckpointError, match=r"21 of its weights.*were not gathered.*write it to a folder first"):
+        model.save(tmp_path / "run", state_dict=trained)
+    assert not (tmp_path / "run").exists()
+    model.save(tmp_path / "run", state_dict=network.state_dict())
+    torch.testing.assert_close(load_model(tmp_path / "run").logits(IDS), model.logits(IDS), atol=0, rtol=0)

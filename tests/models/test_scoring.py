@@ -269,5 +269,13 @@ def test_through_a_data_parallel_wrapper(tmp_path: Path) -> None:
     assert done.stdout == "the same\n", done.stderr[-3000:]
 
 
+@pytest.mark.slow
+def test_compiled(tmp_path: Path) -> None:
+    """Slow: a process of its own, see `compiled_scores`."""
+    command = [sys.executable, "-m", "tests.models.compiled_scores", str(tmp_path / "saved")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert done.stdout.splitlines()[-1:] == ["the same"], done.stderr[-3000:]
+
+
 def test_default_chunk_holds_the_largest_vocabulary_in_a_quarter_gigabyte() -> None:
     assert heads.ROWS_PER_CHUNK * 126464 * 4 < 2**28

@@ -155,3 +155,16 @@ def test_every_shipped_recipe_passes(recipe: Path, monkeypatch: pytest.MonkeyPat
     assert all("\n" not in line for line in lines)
     if found.eval is not None:
         assert lines[-1].startswith("eval: "), "to the end"
+
+
+@pytest.mark.parametrize("name", ["cj_grpo", "mdpo", "co_grpo", "dultra", "igpo"])
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.cache=dual", "rollout.cache: not set here: through an approximate cache"),
+        ("rollout.options.cache=dual", "has no option 'cache'"),
+    ],
+)
+def test_what_is_learned_from_is_never_sampled_through_a_cache(name: str, override: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        list(check(load_recipe(ROOT / f"recipes/{name}.yaml", [override]), ROOT / "recipes"))

@@ -113,6 +113,16 @@ def test_samplers_that_decide_their_steps_are_those_that_refuse_a_number() -> No
         ),
         (CO_GRPO, "eval={tasks: [arithmetic], sampler: planner}", "eval.sampler: planner asks a planner head and the"),
         (CJ_GRPO, "train.head_learning_rate=1e-3", "train.head_learning_rate: cj_grpo trains no policy head; remove"),
+        (
+            CJ_GRPO,
+            "train.stuck_after=59",
+            "train.stuck_after: found 59 s, and the reward functions may take 60 s togeth",
+        ),
+        (
+            CJ_GRPO,
+            "reward={functions: [f.py:f], workers: -1}",
+            "reward.workers: found -1, expected greater than or equal to 0",
+        ),
         (DULTRA, "rollout.steps=8", "rollout.steps: planner decides by itself how many steps it takes; leave steps"),
         (CJ_GRPO, "rollout.sampler=rll", "rollout.sampler: unknown rll. Did you mean rl? One of: llada, rl, threshold"),
         (CJ_GRPO, "eval={tasks: [arithmetic], sampler: lada}", "eval.sampler: unknown lada. Did you mean llada?"),
@@ -142,6 +152,13 @@ def test_what_does_not_fit_takes_one_line(tree: dict[str, Any], override: str, m
 )
 def test_what_may_fit_is_let_through(tree: dict[str, Any], override: str) -> None:
     load_recipe(copy.deepcopy(tree), [override])
+
+
+def test_the_watchdog_waits_longer_than_reward_functions_may_take() -> None:
+    seconds = lambda *overrides: load_recipe(copy.deepcopy(CJ_GRPO), list(overrides)).stuck_after  # noqa: E731
+    assert seconds() == 1800
+    assert seconds("reward={functions: [f.py:f], gates: [f.py:g, f.py:h], time_limit: 600}") == 2 * 3 * 600
+    assert seconds("train.stuck_after=60") == 60
 
 
 def test_turns_without_the_schedules_need_no_exploration() -> None:

@@ -69,6 +69,9 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
         ("train.output_dir=x", "train.output_dir: not set here: the top-level key output"),
         ("train.eval_strategy=no", "train.eval_strategy: not set here: eval.every"),
         ("train.eval_steps=5", "train.eval_steps: not set here: eval.every"),
+        ("train.stuck_after=0", "train.stuck_after: found 0, expected greater than 0"),
+        ("train.stop_at_grad_norm=-1", "train.stop_at_grad_norm: found -1, expected greater than 0"),
+        ("train.stop_at_log_ratio=3", "train.stop_at_log_ratio: vrpo does not compare with the weights that wrote"),
         ("train.views_per_forward=0", "train.views_per_forward: found 0, expected greater than or equal to 1"),
         ("reward=mine.py:f", "reward: vrpo learns from pairs: remove this section"),
         ("rollout.steps=8", "rollout: vrpo learns from pairs: remove this section"),
@@ -83,6 +86,10 @@ def write(folder: Path, text: str, name: str = "x.yaml") -> Path:
         (
             "eval={tasks: [a], gen_length: 64, block_length: 32, steps: 9}",
             "eval: steps 9 cannot be shared equally by 2",
+        ),
+        (
+            "eval={tasks: [a], cache: prefix}",
+            "eval.cache: not set here: through an approximate cache a rollout's ",
         ),
         ("output=null", "output: found None, expected a valid string"),
     ],

@@ -18,7 +18,7 @@ ON_A_CPU = ["train.bf16=false"]
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_shipped_recipes_can_be_trained_by_as_they_are(file: Path, tmp_path: Path) -> None:
     recipe = load_recipe(file, [*ON_A_CPU, f"output={tmp_path}"])
-    made = training_arguments(recipe, num_rows=1000, resuming=False)
+    made = training_arguments(recipe, num_rows=1000)
     assert made.max_steps > 0 and made.max_steps % recipe.algorithm.num_iterations == 0
     assert made.learning_rate == recipe.train.arguments["learning_rate"]
     assert made.logging_steps == 1 and not made.logging_nan_inf_filter
@@ -35,14 +35,14 @@ def test_epochs_become_updates_and_windows_stay_whole(tmp_path: Path) -> None:
     epochs = grpo(
         "train.max_steps=-1", "train.num_train_epochs=2", "algorithm.updates_per_rollout=3", "train.save_steps=3"
     )
-    assert training_arguments(epochs, num_rows=20, resuming=False).max_steps == 5 * 3
+    assert training_arguments(epochs, num_rows=20).max_steps == 5 * 3
     with pytest.raises(RecipeError, match="max_steps is 10, not a multiple of the 3 updates"):
-        training_arguments(grpo("train.max_steps=10", "algorithm.updates_per_rollout=3"), 20, resuming=False)
+        training_arguments(grpo("train.max_steps=10", "algorithm.updates_per_rollout=3"), 20)
     with pytest.raises(RecipeError, match="save_steps is 4, not a multiple of the 3 updates"):
         wrong = grpo("train.max_steps=9", "algorithm.updates_per_rollout=3", "train.save_steps=4")
-        training_arguments(wrong, 20, resuming=False)
+        training_arguments(wrong, 20)
     with pytest.raises(RecipeError, match="the run has no length; give max_steps"):
-        training_arguments(grpo("train.max_steps=-1"), 20, resuming=False)
+        training_arguments(grpo("train.max_steps=-1"), 20)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from results.tiny import figure, ledger, table
+from results.tiny import figure, free, ledger, search, table
 from results.tiny.ledger import Point, Run, points, read, replaced, wilson, write
 from results.tiny.methods import METHODS, TASKS
 
@@ -118,9 +118,10 @@ def test_there_is_a_colour_for_every_method() -> None:
 
 def test_the_committed_page_is_made_from_the_committed_ledger() -> None:
     runs = ledger.read()
+    page = table.page(runs, free.read(), search.read())
     assert runs
-    assert (ledger.FOLDER / "table.md").read_text(encoding="utf-8") == table.page(runs)
-    assert re.search(r"\d", table.page(runs))
+    assert (ledger.FOLDER / "table.md").read_text(encoding="utf-8") == page
+    assert re.search(r"\d", page)
 
 
 def test_every_run_of_the_committed_ledger_had_the_same_start_and_budget() -> None:

@@ -57,11 +57,11 @@ class Server:
 
     def _tokenize(self, body: dict[str, Any]) -> Any:
         if "messages" in body:
-            assert body["add_generation_prompt"]
+            assert body["add_generation_prompt"] != body["continue_final_message"]  # vLLM refuses both
             ids = [START]
             for message in body["messages"]:
-                ids += [CHAT, *tokenize(message["content"])]
-            ids.append(ANSWER)
+                ids += [ANSWER if message["role"] == "assistant" else CHAT, *tokenize(message["content"])]
+            ids += [ANSWER] * body["add_generation_prompt"]
         else:
             ids = [START] * body["add_special_tokens"] + tokenize(body["prompt"])
         return self.change({"tokens": ids, "count": len(ids), "max_model_len": 4096})

@@ -56,6 +56,12 @@ def test_a_chat_gets_the_teacher_s_own_template(server: Server) -> None:
     assert found == mean([START, CHAT, *tokenize("ab"), CHAT, *tokenize("cd?"), ANSWER], "xy")
 
 
+def test_an_answer_that_the_prompt_begins_is_gone_on_with(server: Server) -> None:
+    prompt = [{"role": "user", "content": "cd?"}, {"role": "assistant", "content": "ab"}]
+    (found,) = teacher(server)([prompt], ["xy"])
+    assert found == mean([START, CHAT, *tokenize("cd?"), ANSWER, *tokenize("ab")], "xy")
+
+
 def test_batches_and_orders_change_nothing(server: Server) -> None:
     prompts, completions = [f"p{i % 3}=" for i in range(10)], ["ab" * (i + 1) for i in range(10)]
     one = teacher(server, batch_size=1)(prompts, completions)
@@ -108,6 +114,7 @@ def same_index(answer: dict[str, Any]) -> dict[str, Any]:
         (set_logprobs(None, -1.0, "-1"), "gave '-1' as a log-probability"),
         (set_logprobs(None, -1.0, math.nan), "gave nan as a log-probability"),
         (set_logprobs(None, -1.0, -math.inf), "gave -inf as a log-probability"),
+        (set_logprobs(None, -1.0, -9999.0), "gave -9999.0 as a log-probability"),  # vLLM's minus infinity
         (drop_choices, r"answered texts \[0\] of 2"),
         (lambda a: a | {"choices": a["choices"] + a["choices"][:1]} if "choices" in a else a, r"texts \[1, 0\] of 2"),
         (same_index, r"answered texts \[0\] of 2"),

@@ -206,6 +206,8 @@ def test_a_hang_that_holds_the_interpreter_ends_the_process_and_shows_where() ->
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "in explodes" in done.stderr
+    first = next(line for line in done.stderr.splitlines() if line)
+    assert first.startswith("dllm-rl: reward function explodes did not return in time (reward.workers runs it in a pro")
 
 
 @pytest.mark.slow

@@ -103,7 +103,9 @@ def put(column: str, index: int, value: object) -> Callable[[Content], object]:
 
 SPOILT: list[tuple[Callable[[Content], object], str]] = [
     (lambda c: c.update(format="x"), 'not a trace; expected an object with "format"'),
-    (lambda c: c.update(version=2), "a trace of version 2; this release reads version 1"),
+    (lambda c: c.update(version=3), "a trace of version 3; this release reads versions 1 and 2"),
+    (lambda c: c.update(version=True), "a trace of version True; this release reads versions 1 and 2"),
+    (lambda c: c.update(version=1), "schedule is not a field of a trace of version 1"),
     (lambda c: c.pop("seed"), "seed is missing"),
     (lambda c: c.update(sead=1), "sead is not a field of a trace"),
     (lambda c: c["rows"][1].pop("nfe"), "rows[1].nfe is missing"),
@@ -136,8 +138,8 @@ SPOILT: list[tuple[Callable[[Content], object], str]] = [
     (lambda c: put("position", 2, c["events"]["position"][1])(c), "the position is written already"),
     (put("op", 1, int(Op.EDIT)), "event 1 (EDIT, row 0, step"),
     (lambda c: put("token", first(c, Op.REMASK), 1)(c), f"holds token 1; expected the mask id, {MASK}"),
-    (lambda c: c["rows"][0].update(behaviour_logp=-1.0), "rows[0].behaviour_logp is -1.0; the events and selections"),
-    (lambda c: c["rows"][0].update(behaviour_logp=None), "rows[0].behaviour_logp is nan; the events and selections"),
+    (lambda c: c["rows"][0].update(behaviour_logp=-1.0), "rows[0].behaviour_logp is -1.0; the events, selections and"),
+    (lambda c: c["rows"][0].update(behaviour_logp=None), "rows[0].behaviour_logp is nan; the events, selections and"),
 ]
 
 

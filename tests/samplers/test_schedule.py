@@ -20,7 +20,7 @@ from dllm_rl.samplers.presets.request import Request
 from dllm_rl.samplers.schedule import ByThreshold, softened
 from dllm_rl.toys.families import tiny_llada2
 from tests.samplers.oracle import Table
-from tests.samplers.schedules import Scheduling, drifting
+from tests.samplers.schedules import EXPLORING, Scheduling, explorer, logit, probability_from_scratch
 
 
 def same_rollouts(one: Trajectory, other: Trajectory) -> None:
@@ -70,89 +70,14 @@ def test_an_action_of_zero_is_the_manual_value_and_not_what_a_link_and_its_inver
     assert any(there_and_back), "rounding should show somewhere"
     assert [float(softened(value, zero)) for value in manual] == manual
     assert float(softened(0.0, zero)) == 0.0 and float(softened(0.0, zero + 1)) == 0.0
-    levels = [ByThreshold(value).rule(zero, None, blank()).level for value in manual]
-    assert [float(level) for level in levels] == [math.log(value) for value in manual]
+    found = [ByThreshold(value).rule(zero, None, blank()) for value in manual]
+    assert [float(each.select.level) for each in found] == [math.log(value) for value in manual]
+    assert [float(each.value) for each in found] == pytest.approx(manual, abs=1e-15)
 
 
 def blank() -> Canvas:
     model = Table(longest=4)
     return blank_canvas(model, [[1]], torch.zeros(1, 3, dtype=torch.int64), rng.sample_keys(0, torch.arange(1)))
-
-
-EXPLORING = [
-    {"learned": "commit", "sigma": 0.8},
-    {"learned": "commit temperature", "sigma": 0.6, "steps": 4, "block_length": 2},
-    {"learned": "commit temperature ranking_temperature", "ranking_temperature": 0.4, "sigma": 0.9, "steps": 2},
-    {"learned": "temperature", "ranking_temperature": 0.4, "sigma": 0.9, "steps": 2},
-    {"learned": "commit temperature", "commit": "threshold", "threshold": 0.5, "sigma": 1.5},
-    {"learned": "commit cfg_scale", "cfg_scale": 0.5, "sigma": 0.8},
-]
-
-
-def explorer(way) -> Scheduling:
-    return drifting(actions=len(way["learned"].split()))
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
-
-
-def inverse_softplus(y: float) -> float:
-    return math.log(math.expm1(y))
-
-
-def logit(p: float) -> float:
-    return math.log(p / (1 - p)) if p < 1 else math.inf
-
-
-def sigmoid(x: float) -> float:
-    return 1 / (1 + math.exp(-x)) if x < math.inf else 1.0
-
-
-def probability_from_scratch(out: Trajectory, row: int, model: Scheduling, way, temperature: float) -> float:
-    """Log-probability of a rollout from what it wrote and the actions it took, and a check that these explain it."""
-    words, prompt, length = model.spec.mask_id, out.prompts[row], 4
-    names = [name for name in ("commit", "temperature", "ranking_temperature", "cfg_scale") if name in way["learned"]]
-    block, total = way.get("block_length", length), 0.0
-    steps, opening = way.get("steps", length) // (length // block), 0
-    for step in range(out.nfe[row]):
-        completion = out.completion_canvas(step)[row].tolist()
-        hidden = [i for i, token in enumerate(completion) if token == words]
-        open_now = [i for i in hidden if i // block == hidden[0] // block]
-        if len(open_now) == block:
-            opening = step
-        action = dict(zip(names, out.schedule.action[row, step].tolist(), strict=True))
-        dense = model.logits(torch.tensor([[*prompt, *completion]]))[0, len(prompt) :, :words]
-        blind = model.logits(torch.tensor([[words] * len(prompt) + completion]))[0, len(prompt) :, :words]
-        if "cfg_scale" in action:
-            w = softplus(inverse_softplus(way["cfg_scale"]) + action["cfg_scale"])
-            dense = blind + (w + 1) * (dense - blind)
-        tau = softplus(inverse_softplus(temperature) + action.get("temperature", 0.0))
-        sure = {i: float(dense[i].log_softmax(-1).max()) for i in open_now}
-        events = out.events
-        here = ((events.row == row) & (events.step == step + 1)).nonzero()[:, 0].tolist()
-        wrote = {int(events.position[i]): int(events.token[i]) for i in here}
-        if way.get("commit") == "threshold":
-            theta = sigmoid(logit(way["threshold"]) + action["commit"])
-            assert set(wrote) == {i for i in open_now if math.exp(sure[i]) >= theta or sure[i] == max(sure.values())}
-        else:
-            quota = block // steps + (step - opening < block % steps)
-            share = sigmoid(logit(min(quota, len(open_now)) / len(open_now)) + action.get("commit", 0.0))
-            assert len(wrote) == min(max(round(share * len(open_now)), 1), len(open_now))
-            manual = way.get("ranking_temperature", 0.0)
-            if manual:
-                noise = softplus(inverse_softplus(manual) + action.get("ranking_temperature", 0.0))
-                left = list(open_now)
-                for i in (int(events.position[i]) for i in here):
-                    total += sure[i] / noise - math.log(sum(math.exp(sure[j] / noise) for j in left))
-                    left.remove(i)
-            else:
-                assert set(wrote) == set(sorted(open_now, key=lambda i: (-sure[i], i))[: len(wrote)])
-        total += sum(float((dense[i] / tau).log_softmax(-1)[token]) for i, token in wrote.items())
-        mean = out.schedule.features[row, step] @ model.weight + model.bias
-        normal = torch.distributions.Normal(mean, way["sigma"])
-        total += float(normal.log_prob(out.schedule.action[row, step]).sum())
-    return total
 
 
 @pytest.mark.parametrize("way", EXPLORING, ids=str)
@@ -208,7 +133,7 @@ def test_a_row_decides_the_same_whatever_stands_beside_it():
             model, [prompt], sampler="schedule", gen_length=4, temperature=0.7, seed=2, sample_ids=[row], **way
         )
         same_rollouts(alone, together.select([row]))
-        for name in ("features", "action", "logp", "temperature"):
+        for name in ("features", "action", "logp", "commit", "temperature"):
             mine, theirs = getattr(alone.schedule, name), getattr(together.schedule, name)[[row]]
             assert torch.equal(mine, theirs[:, : alone.num_steps])
             assert not theirs[:, alone.num_steps :].any()
@@ -229,7 +154,7 @@ def test_trajectories_carry_what_was_decided():
     assert not joined.schedule.action[after].any() and not joined.schedule.logp[after].any()
     back = joined.select([4, 5])
     steps = parts[2].num_steps
-    for name in ("features", "action", "logp", "temperature", "cfg_scale"):
+    for name in ("features", "action", "logp", "commit", "temperature", "cfg_scale"):
         assert torch.equal(getattr(back.schedule, name)[:, :steps], getattr(parts[2].schedule, name))
     other = replace(parts[1], schedule=replace(parts[1].schedule, sigma=0.1))
     with pytest.raises(ValueError, match="sampled in 2 ways"):

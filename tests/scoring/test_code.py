@@ -60,6 +60,29 @@ EXTRACTION = [
     ("def f2(x):\n    return 1\n\nSo.", "def f2(x):\n    return 1\n\nSo."),  # not the one that is asked for
     ("class f:\n    pass\nSo", "class f:\n    pass\n"),
     ("", ""),
+    (f"<answer>{DEF}</answer>", DEF),
+    (f"```python\ndef f(x):\n    return 0\n```\n<answer>\n{PYTHON(DEF)}\n</answer>", DEF),
+    ("<answer>def f(x): pass</answer>\nNo:\n<answer>\n    return x + 1\n</answer> done", "    return x + 1\n"),
+    ("<answer></answer>" + DEF, "\n"),
+    (f'```python title="a.py" linenos=1\n{DEF}```', DEF),
+    (f"```{{.python}}\n{DEF}```", DEF),
+    (f"````python\n{DEF}````", DEF),
+    (f"```python\n{DEF}```<|eot_id|>", DEF),
+    (f"```python\n{DEF[:-1]}  # ``` stays\n````\nDone", f"{DEF[:-1]}  # ``` stays\n"),
+    (f"~~~\n{DEF}```\n~~~", f"{DEF}```\n"),
+    (
+        'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n'.join(("```python\n", "```")),
+        'def f(x):\n    """\n    ```\n    f(1)\n    ```\n    """\n    return x\n',
+    ),
+    (PYTHON("f = lambda x: x + 1\n") + "\nTry it:\n" + PYTHON("print(f(1))\n"), "f = lambda x: x + 1\n"),
+    (PYTHON("f == 1\n") + "\n" + PYTHON("ff = 1\n"), "ff = 1\n"),
+    (f"def f(x):\n    return 0\n\nNo, rather:\n\n{DEF}\nSo.", f"def f(x):\n    return 0\n\n{DEF}\n"),
+    (f"import math\n\nThen:\n\n{DEF}\nThis is it.\n", f"import math\n\n{DEF}\n"),
+    (f"{DEF}\nThat is all.\nx = what is wanted\n", f"{DEF}\n"),
+    ("\ufeff" + DEF, DEF),
+    ("def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n", "def f(x):\n\tif x:\n\t\treturn 1\n\treturn 2\n"),
+    (DEF.replace("\n", "\r\n") + "\r\nDone", DEF.replace("\n", "\r\n") + "\r\n"),
+    (f"[BEGIN]\n{DEF}[DONE]", DEF),
 ]
 
 
@@ -139,6 +162,11 @@ BARE = {"test_setup_code": ""}
         ("", {}, 0),
         ("def set(x): return x + 1", {**BARE, "test_list": ["assert set(1) == 2"], "code": "def set(x):\n    pass"}, 1),
         ("def f(x): return 1\ndef set(x): return 7", {**BARE, "test_list": ["assert set([f(1)]) == set([2])"]}, 0),
+        (
+            PYTHON(DEF) + "\n" + PYTHON("def sorted(x): return x\n"),
+            {**BARE, "test_list": ["assert sorted([f(1)]) == [2]"]},
+            1,
+        ),
         (f"class Box: pass\n{DEF}\nbox = 5", {}, 1),  # code, set-up, tests: the set-up has the last word
     ],
 )

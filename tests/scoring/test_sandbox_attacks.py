@@ -40,6 +40,22 @@ def attack():
 """
 
 
+def reply(content: bytes, length: int | None = None) -> str:
+    """Code that answers with these bytes, said to be so many, before it answers as it should."""
+    frame = (length or len(content)).to_bytes(4, "big") + content
+    count = content.count(b"[],")
+    written = repr(frame) if count < 9 else f"{frame.replace(b'[],' * count, b'*')!r}.replace(b'*', b'[],' * {count})"
+    return f"""
+import os, time
+def attack():
+    for d in range(3, 64):
+        left = memoryview({written})
+        try:
+            while left: left = left[os.write(d, left):]
+        except OSError: pass"""
+
+
+PAIR = "import socket\na, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
 ATTACKS = [
     # Processes.
     ("fork bomb", "import os\ndef attack():\n    while True: os.fork()", REFUSED),
@@ -63,6 +79,10 @@ def attack():
         "RuntimeError: can't start new thread",
     ),
     ("a new session", "import os\ndef attack(): os.setsid()", REFUSED),
+    ("outliving the parent", system_call("prctl", "1, 0, 0, 0, 0"), REFUSED),
+    ("a program by its file", system_call("syscall", "322, 3, b'', 0, 0, 0x1000"), REFUSED),
+    ("a thread in a user namespace of its own", system_call("syscall", "56, 0x10010d00, 0, 0, 0, 0"), r"Errno 22"),
+    ("calls of the x32 machine", system_call("syscall", "0x40000000 + 57"), r"Errno 38"),
     # Memory.
     ("memory at once", "def attack(): return len(bytearray(8 << 30))", "MemoryError"),
     ("memory by and by", "def attack():\n    x = []\n    while True: x.append(bytes(1 << 20))", "MemoryError"),
@@ -90,7 +110,16 @@ def attack():
     ),
     ("many files", "def attack():\n    for i in range(10**6): open(f'/tmp/{i}', 'w').close()", r"Errno 28"),
     ("many open files", "def attack():\n    kept = []\n    while True: kept.append(open('/dev/null'))", r"Errno 24"),
+    ("shared memory by name", "def attack(): open('/dev/shm/x', 'wb').write(b'x')", "FileNotFoundError"),
+    ("a queue of messages", system_call("syscall", "240, b'x', 0o102, 0o600, 0"), REFUSED),
+    ("faults for others to answer", system_call("syscall", "323, 1"), REFUSED),
     # Time and output.
+    (
+        "much output without a line",
+        "import os\ndef attack():\n    for _ in range(300): os.write(1, bytes(1 << 20))\n    raise OSError('done')",
+        "OSError: done",
+    ),
+    ("real time", "import os\ndef attack(): os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))", REFUSED),
     ("endless loop", "def attack():\n    while True: pass", r"signal 9"),
     ("endless loop while loading", "while True: pass", r"signal 9"),
     ("endless output", "def attack():\n    while True: print('x' * 99999)", r"signal 9"),
@@ -112,6 +141,18 @@ def attack():
     ("tracing the judge", system_call("ptrace", "16, 1, 0, 0"), REFUSED),
     ("reading the judge's memory", system_call("process_vm_readv", "1, 0, 0, 0, 0, 0"), REFUSED),
     ("taking the judge's files", system_call("syscall", "438, 3, 1, 0"), REFUSED),
+    ("slowing the judge", "import os\ndef attack(): os.setpriority(os.PRIO_PROCESS, 1, 19)", REFUSED),
+    ("moving the judge", "import os\ndef attack(): os.sched_setaffinity(1, {0})", REFUSED),
+    ("limits for the judge", "from resource import *\ndef attack(): prlimit(1, RLIMIT_CPU, (0, 0))", REFUSED),
+    ("a signal by a file", "import fcntl, os\ndef attack(): fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, 1)", REFUSED),
+    (
+        "a signal to a thread by a file",
+        "import fcntl, os\ndef attack(): fcntl.fcntl(os.pipe()[0], 15, bytes(8))",
+        REFUSED,
+    ),
+    ("which signal a file sends", "import os, fcntl\ndef attack(): fcntl.fcntl(os.pipe()[0], 10, 9)", REFUSED),
+    ("a core for the host's program", system_call("prctl", "4, 1, 0, 0, 0"), REFUSED),
+    ("crashing the compiler", "def attack(): eval('-' * 10**6 + '1')", r"MemoryError|Recursion|Syntax|signal 11"),
     ("aborting", "import os\ndef attack(): os.abort()", r"signal 11|signal 6"),
     ("a wild pointer", "import ctypes\ndef attack(): ctypes.string_at(1)", r"signal 11"),
     # Files.
@@ -123,6 +164,9 @@ def attack():
     ),
     ("reading by dots", "def attack(): open('../../../../etc/shadow')", r"FileNotFoundError"),
     ("reading processes", "def attack(): open('/proc/self/environ')", r"FileNotFoundError"),
+    ("own descriptors", "def attack(): open('/dev/fd/3', 'wb')", r"FileNotFoundError"),
+    ("times of a device", "import os\ndef attack(): os.utime('/dev/null')", r"Errno 30"),
+    ("typing at a terminal", "import fcntl\ndef attack(): fcntl.ioctl(0, 0x5412, b'x')", r"Errno 25"),
     ("the old root", "import os\ndef attack(): os.listdir('/.host')", r"FileNotFoundError"),
     ("writing to the library", "import os\ndef attack(): open(os.__file__, 'a')", r"Errno (30|13)"),
     (
@@ -162,7 +206,16 @@ def attack():
     ("looking up a name", "import socket\ndef attack(): socket.getaddrinfo('example.com', 80)", r"gaierror"),
     ("a datagram", "import socket\ndef attack(): socket.socket(socket.AF_INET, socket.SOCK_DGRAM)", REFUSED),
     ("a local socket", "import socket\ndef attack(): socket.socket(socket.AF_UNIX).connect('\\0x')", REFUSED),
+    ("a name for one of a pair", f"{PAIR}def attack(): a.bind('\\0x')", REFUSED),
+    ("a call from one of a pair", f"{PAIR}def attack(): a.connect('\\0x')", REFUSED),
+    ("a datagram from one of a pair", f"{PAIR}def attack(): a.sendto(b'x', '\\0x')", r"Errno 111"),
     # Replies.
+    ("an object that never was", reply(b'v{"object": 4711}'), "TypeError"),
+    ("an object of no number", reply(b'v{"object": [1]}'), "something else than a value"),
+    ("an exception that is none", reply(b'e{"int": "0x1"}'), "TypeError"),
+    ("half a reply, then the end", f"{reply(b'v1', 99)}\n    os._exit(0)", "the code did not answer: it ended"),
+    ("half a reply, then silence", f"{reply(b'v1', 99)}\n    time.sleep(99)", r"no verdict within 1 s"),
+    ("lists of lists of nothing", reply(b"v[" + b"[]," * 2_600_000 + b"[]]"), "MemoryError"),
     ("a huge reply", "def attack(): return 'x' * (9 << 20)", r"at most 8388608 are read"),
     ("a deep reply", "def attack():\n    x = []\n    for _ in range(10**5): x = [x]\n    return x", r"RecursionError"),
     ("a circle", "def attack():\n    x = []\n    x.append(x)\n    return x", r"RecursionError|ValueError"),
@@ -178,9 +231,10 @@ def attack():
 assert len({name for name, *_ in ATTACKS}) == len(ATTACKS) >= 40
 A_SECOND_EACH = {
     *("a huge number", "endless recursion", "endless loop while loading", "endless output", "a slow pattern"),
-    *("deaf to signals", "an endless reply"),
+    *("deaf to signals", "an endless reply", "endless loop", "lists of lists of nothing"),
 }
 
+ENDLESS = {"sleeping", "half a reply, then silence"}
 NUMBERS_OF_X86 = re.compile(r"syscall\((?!42\d|43\d|44\d|45\d|57 if)")
 
 
@@ -189,7 +243,7 @@ def run(source: str, tests: str, limits: Limits = SMALL) -> Verdict:
 
 
 def attack(name: str) -> Verdict:
-    limits = SMALL._replace(wall_seconds=1) if name == "sleeping" else SMALL
+    limits = SMALL._replace(wall_seconds=1) if name in ENDLESS else SMALL
     return run({name: source for name, source, _ in ATTACKS}[name], "list(attack() or [0])", limits)
 
 
@@ -203,13 +257,15 @@ def verdicts(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[Verdic
 
 
 @pytest.fixture(scope="module", autouse=True)
-def healthy_afterwards() -> Iterator[None]:
+def healthy_afterwards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """After all attacks: nothing is left, and the next run is as good as the first."""
-    before = set(Path(tempfile.gettempdir()).glob("sandbox-*"))
+    folder, before = tmp_path_factory.mktemp("scratch"), tempfile.tempdir
+    tempfile.tempdir = str(folder)  # of these runs alone
     yield
     assert run("def attack(): return [1]", "assert attack() == [1]").passed
     assert not run("def attack(): return [2]", "assert attack() == [1]").passed
-    assert set(Path(tempfile.gettempdir()).glob("sandbox-*")) <= before
+    assert list(folder.iterdir()) == []
+    tempfile.tempdir = before
 
 
 @pytest.mark.parametrize(
@@ -249,6 +305,11 @@ def test_the_code_holds_two_pipes_and_nothing_else() -> None:
     assert found.passed, found.reason
 
 
+def test_the_host_is_not_named() -> None:
+    found = run("import os\ndef attack(): return os.uname().nodename", "assert attack() == 'sandbox', attack()")
+    assert found.passed, found.reason
+
+
 def test_the_network_of_the_host_is_out_of_reach() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -267,6 +328,16 @@ def test_secrets_stay_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert run(
         "import os\ndef attack(): return os.listdir(os.path.expanduser('~'))", f"assert attack() == {BELOW}"
     ).passed
+
+
+def test_libraries_are_not_looked_for_where_the_code_can_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty place is the working folder: what a judge imports after the code has run could be the code's."""
+    source = "import os\ndef attack(): return os.environ.get('LD_LIBRARY_PATH')"
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":/usr/lib:lib:/tmp/mine:/usr/lib/../../tmp:/opt/x/lib:/tmpx/y:")
+    found = run(source, "assert attack() == '/usr/lib:/opt/x/lib:/tmpx/y', attack()")
+    assert found.passed, found.reason
+    monkeypatch.setenv("LD_LIBRARY_PATH", ":")
+    assert run(source, "assert attack() is None").passed
 
 
 def test_nothing_of_the_host_is_shown_but_libraries() -> None:

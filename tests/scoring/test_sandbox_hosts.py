@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import venv
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,7 @@ def test_without_namespaces_it_refuses_unless_told_by_name(tmp_path: Path) -> No
     if os.uname().sysname != "Linux":
         pytest.skip("a filter of Linux")
     deny = "from dllm_rl.scoring.sandbox import seccomp\n"
-    deny += "seccomp.install(seccomp.program(['unshare'], only_threads=False))\n"
+    deny += "seccomp.install(seccomp.program(['unshare'], arguments=False))\n"
     assert run(deny + REFUSES, temporary=tmp_path).count("unshare: Operation not permitted") == 3
 
 
@@ -83,7 +84,7 @@ def test_it_works_for_a_user_who_may_name_no_other(tmp_path: Path) -> None:
 from dllm_rl.scoring.sandbox.run import Job, check
 found = check(Job(["import os\\ndef f(): return os.getuid()"], "assert f() == 65534"))
 assert found.passed and found.isolated, found
-bomb = "import threading\\ndef f():\\n    threading.stack_size(32768)\\n"
+bomb = "import threading\\ndef f():\\n    threading.stack_size(64 << 20)\\n"
 bomb += "    while True: threading.Thread(target=threading.Event().wait, daemon=True).start()"
 found = check(Job([bomb], "f()"))
 assert "can't start new thread" in found.reason, found
@@ -161,3 +162,43 @@ except OSError as error:
         command = [sys.executable, "-c", program]
         done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
         assert done.returncode == 7, done.stderr
+
+
+@needs_isolation
+@pytest.mark.parametrize("before", [[], ["unshare", "-Ur"]], ids=["as root", "as a user whose the folders are"])
+def test_libraries_below_the_scratch_folder_cannot_be_put_aside(before: list[str]) -> None:
+    """An environment in /tmp: code that renamed a folder on the way to it could give the judge modules of its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        venv.create(folder)
+        (site,) = Path(folder).glob("lib/python*/site-packages")
+        (site / "helper.py").write_text("def expected(): return 4711")
+        program = f"""
+import sysconfig
+from dllm_rl.scoring.sandbox.run import Job, check
+assert sysconfig.get_path("purelib") == {str(site)!r}
+attack = '''
+import os
+tried = []
+def attempt(work, *arguments):
+    try: work(*arguments)
+    except OSError as error: tried.append(error.errno)
+def f():
+    place = {str(site)!r}
+    while place != "/tmp":
+        attempt(os.chmod, place, 0o777)
+        attempt(os.rename, place, place + "-aside")
+        attempt(os.rmdir, place)
+        place = os.path.dirname(place)
+    attempt(os.makedirs, {str(site)!r})
+    attempt(open, {str(site / "helper.py")!r}, "w")
+    return tried
+'''
+found = check(Job([attack], "import helper\\nassert helper.expected() == 4711\\nassert len(f()) == 14 and helper"))
+assert found.passed and found.isolated, found
+found = check(Job([attack + "f()"], "import helper\\nassert helper.expected() == 0"))
+assert not found.passed, found
+"""
+        command = [*before, f"{folder}/bin/python", "-c", program]
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr

@@ -35,6 +35,19 @@ class Liar({base}):
 def f(x): return {value}
 """
 
+WRITE = """
+import os
+def write(content):
+    for d in range(3, 64):
+        try: os.write(d, len(content).to_bytes(4, 'big') + content)
+        except OSError: pass
+"""
+SPAM = """
+import threading
+def f(x):
+    threading.Thread(target=lambda: [write(b'v true') for _ in range(99)], daemon=True).start()
+    return True
+"""
 FORGERIES = [
     ("prints what is expected", "def f(x): print('expected-4711')"),
     ("prints that all is well", "def f(x): print('{\"passed\": true}')"),
@@ -95,6 +108,29 @@ def f(x):
     ("stops the judge's loop", "def f(x): raise StopIteration('expected-4711')"),
     ("raises what the judge raises", "class Unusable(BaseException): pass\ndef f(x): raise Unusable"),
     ("says so at its end", "import atexit\natexit.register(print, 'expected-4711')\ndef f(x): raise SystemExit"),
+    ("answers before it is asked", WRITE + "write(b'v' + b'{\"object\": 0}')\ndef f(x): return 0"),
+    ("answers twice", WRITE + "def f(x):\n    write(b'v{\"passed\": true}')\n    return 0"),
+    ("goes on answering", WRITE + SPAM),
+    ("sends a report for a value", "def f(x): return {'passed': True, 'reason': ''}"),
+    ("changes how values are sent", "import json\njson.dumps = lambda *a, **k: 'true'\ndef f(x): return 0"),
+    (
+        "changes what sends them",
+        "from dllm_rl.scoring.sandbox import wire\nsend = wire.send\n"
+        "wire.send = lambda d, b: send(d, b'v' + b'{\"passed\": true}')\ndef f(x): return 0",
+    ),
+    (
+        "hooks imports",
+        "import sys\nclass Hook:\n    def find_spec(self, name, *a):\n        raise SystemExit(0)\n"
+        "sys.meta_path.insert(0, Hook())\nsys.modules.clear()\ndef f(x): return 0",
+    ),
+    (
+        "traces every frame",
+        "import sys, threading\nseen = []\n"
+        "def see(frame, event, arg):\n    seen.extend(v for v in frame.f_locals.values() if isinstance(v, str))\n"
+        "    return see\nsys.settrace(see); sys.setprofile(see); threading.settrace(see)\n"
+        "def f(x): return max((s for s in list(seen) if 'expected' + '-47' in s), default='')[-13:]",
+    ),
+    ("answers when it is forgotten", "class D:\n    def __del__(self): print('expected-4711')\ndef f(x): D()"),
     ("is not there", ""),
     ("does not compile", "def f(x): return ("),
 ]
@@ -103,6 +139,60 @@ def f(x):
 @pytest.mark.parametrize("source", [each for _, each in FORGERIES], ids=[name for name, _ in FORGERIES])
 def test_forgeries_fail(source: str) -> None:
     assert not verdict(source).passed
+
+
+REPORT = b'{"passed": true, "reason": ""}'
+ENDS = "import os\ndef f(x): os._exit(0)"
+GARBLES = WRITE + "def f(x):\n    write(b'v[[[[')\n    while True: pass"
+DEAF = """
+import fcntl, os
+def f(x):
+    for d in range(3, 64):
+        try:
+            if fcntl.fcntl(d, fcntl.F_GETFL) & 3 == os.O_RDONLY: os.close(d)
+        except OSError: pass
+    return 3
+"""
+EXPECTS = "try: f(1)\nexcept Exception: pass\nelse: assert False"
+PRINTS = "for _ in range(9): print(f(1), flush=True)\nassert f(1) == 3"
+
+
+@pytest.mark.parametrize(
+    ("source", "tests", "reason"),
+    [
+        (f"def f(x): return {(len(REPORT).to_bytes(4, 'big') + REPORT).decode()!r}", PRINTS, "tests, line 2"),
+        (ENDS, EXPECTS, "it ended"),
+        (ENDS, EXPECTS.replace(" Exception", ""), "it ended"),
+        (GARBLES, EXPECTS, "something else than a value"),
+        (DEAF, "assert f(1) == 3\ntry: f(1)\nexcept: pass", "it ended"),
+        ("import sys\ndef f(x): sys.exit()", EXPECTS, "raised SystemExit"),
+        (WRITE + "def f(x):\n    write(b'v' + b' ' * (9 << 20))", EXPECTS, "at most 8388608"),
+        (
+            "import os\nfor m in ('random', 'bisect', 'numpy'): open(f'/tmp/{m}.py', 'w').write('randrange = max')\n"
+            "def f(x): return 3",
+            "import random, bisect\nassert random.randrange(1) == f(1)",
+            "tests, line 2: AssertionError",
+        ),
+    ],
+    ids=["printed", "ends", "ends, all caught", "garbled", "deaf", "exits", "too much", "modules"],
+)
+def test_what_tests_do_with_an_answer_is_no_way_in(source: str, tests: str, reason: str) -> None:
+    found = verdict(source, tests)
+    assert not found.passed
+    assert reason in found.reason, found.reason
+
+
+def test_tests_may_print_and_read_and_the_code_may_raise_what_they_expect() -> None:
+    assert verdict(
+        "def f(x): return 3", f"import sys\nassert sys.stdin.read() == ''\n{PRINTS}\nprint('x' * 99999)"
+    ).passed
+    own = "class Mine(ValueError): pass\ndef f(x): raise Mine('why')"
+    caught = "try: f(1)\nexcept ValueError as error: assert str(error) == 'why'\nelse: assert False"
+    assert verdict(own, caught).passed
+    assert verdict(own).reason.endswith("ValueError: why (the code's Mine)")
+    decode = "def f(x): return b'\\xff'.decode()"
+    assert verdict(decode, "try: f(1)\nexcept ValueError: pass\nelse: assert False").passed
+    assert "the code's ExceptionGroup" in verdict("def f(x): raise ExceptionGroup('x', [OSError()])").reason
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,9 @@ METHOD = {
     "planner": "planner_imitation",
     "tiny_column_sum": "diffu_grpo",
     "tiny_column_sum_sft": "sft",
+    "tiny_failing_sum": "igpo",
+    "tiny_failing_sum_sft": "sft",
+    "tiny_failing_sum_sft_2": "sft",
     "tiny_small_sudoku": "diffu_grpo",
     "tiny_small_sudoku_sft": "sft",
 }

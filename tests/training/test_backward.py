@@ -11,7 +11,14 @@ import torch
 from dllm_rl.algorithms import Algorithm, Batch
 from dllm_rl.models.policy_head import attach_head
 from dllm_rl.toys.model import tiny_llada
-from dllm_rl.training.backward import backward, score_all, score_group, view_groups
+from dllm_rl.training.backward import (
+    backward,
+    groups_by_length,
+    score_all,
+    score_group,
+    score_with_entropy,
+    view_groups,
+)
 from tests.algorithms.cases import ALGORITHMS, make_batch
 from tests.training.small import SmallDenoiser
 
@@ -28,13 +35,13 @@ def _grouped(
     algorithm: Algorithm, batch: Batch, denoiser: SmallDenoiser, size: int, extra: int = 0
 ) -> tuple[float, list[torch.Tensor]]:
     denoiser.zero_grad()
-    num_groups = len(view_groups(len(batch.views), size)) + extra
+    num_groups = len(groups_by_length(batch, size)) + extra
     losses = backward(
         algorithm,
         batch,
         denoiser,
         denoiser,
-        groups=view_groups(len(batch.views), size, num_groups),
+        groups=groups_by_length(batch, size, num_groups),
         scale=1.0,
         group_context=lambda last: nullcontext(),
         back_propagate=lambda objective: objective.backward(),
@@ -146,3 +153,36 @@ def test_view_groups_cover_every_view_once() -> None:
     assert [g.padding for g in groups] == [False, False, False, True, True]
     with pytest.raises(ValueError, match="views_per_forward is 0"):
         view_groups(7, 0)
+
+
+def test_groups_by_length_hold_views_of_similar_length_and_keep_equal_ones_in_order() -> None:
+    batch = make_batch(ALGORITHMS["sft_four_draws_per_token"])
+    lengths = batch.sequences.attend.sum(1)[batch.views.row]
+    groups = groups_by_length(batch, 3, num_groups=7)
+    order = torch.cat([group.view for group in groups if not group.padding])
+    assert sorted(order.tolist()) == list(range(16)) and [g.padding for g in groups] == [False] * 6 + [True]
+    kept = [(int(lengths[view]), view) for view in order.tolist()]
+    assert kept == sorted(kept) and len(set(lengths.tolist())) > 2
+    assert order.tolist() != list(range(16)), "the rows come in another order"
+
+
+def test_scores_of_all_views_are_in_their_order_whatever_the_groups_were() -> None:
+    for name in ("sft_four_draws_per_token", "dultra"):
+        batch, denoiser = make_batch(ALGORITHMS[name]), SmallDenoiser()
+        everything = score_group(denoiser, batch, torch.arange(len(batch.views)))
+        scores = score_all(denoiser, batch, 3)
+        assert scores.view.tolist() == list(range(len(batch.views)))
+        torch.testing.assert_close(scores.logp, everything.logp.detach())
+        if everything.plan is not None:
+            torch.testing.assert_close(scores.plan, everything.plan.detach())
+        found = score_with_entropy(denoiser, batch, 3)
+        torch.testing.assert_close(found.logp, everything.logp.detach())
+        spread = denoiser.score(
+            batch.views.canvas,
+            batch.views.canvas,
+            batch.views.scored,
+            batch.sequences.attend[batch.views.row],
+            batch.transform,
+            entropy=True,
+        ).entropy
+        torch.testing.assert_close(found.entropy, spread.detach())

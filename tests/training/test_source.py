@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,17 +147,3 @@ def test_examples_follow_one_another(completions: int) -> None:
         [rows[row].prompt[0], *ids] for row in order for ids in rows[row].completions
     ]
     assert len(set(material.keys.tolist())) == 3 * completions
-
-
-def test_the_newest_whole_checkpoint_is_found(tmp_path: Path) -> None:
-    from dllm_rl.training.checkpoint import last_complete, planned_updates
-
-    assert last_complete(tmp_path) is None
-    for update, text in ((2, '{"global_step": 2, "max_steps": 9}'), (10, '{"global_step": 10, "max_steps": 12}')):
-        (tmp_path / f"checkpoint-{update}").mkdir()
-        (tmp_path / f"checkpoint-{update}" / "trainer_state.json").write_text(text)
-    (tmp_path / "checkpoint-12").mkdir()
-    (tmp_path / "checkpoint-14").mkdir()
-    (tmp_path / "checkpoint-14" / "trainer_state.json").write_text('{"global_step": 14, "max')
-    found = last_complete(tmp_path)
-    assert found == tmp_path / "checkpoint-10" and planned_updates(found) == 12

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from dllm_rl.algorithms import CJGRPO, IGPO, SFT, VRPO, Algorithm, DiffuGRPO, Scores
@@ -15,6 +16,7 @@ from dllm_rl.algorithms.base import Material
 from dllm_rl.diffusion.replay import replay
 from dllm_rl.errors import CheckpointError, DivergenceError
 from dllm_rl.models.denoiser import DiffusionModel
+from dllm_rl.models.lora import add_lora
 from dllm_rl.samplers.generate import generate
 from dllm_rl.toys.model import tiny_llada
 from dllm_rl.training.backward import score_all, score_group, score_with_entropy
@@ -186,5 +188,25 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny: DiffusionModel, tmp_path: 
     trainer = _trainer(tiny, SFT(), TEXTS, tmp_path, max_steps=3)
     with torch.no_grad():
         tiny.network.get_input_embeddings().weight.fill_(float("inf"))
-    with pytest.raises(DivergenceError, match="update 1: the loss is nan"):
+    with pytest.raises(DivergenceError, match="update 1: the loss is not finite"):
         trainer.train()
+
+
+@pytest.mark.slow
+def test_gradient_checkpointing_changes_no_update_of_an_adapter(tmp_path: Path) -> None:
+    """Through the trainer, in groups, on a frozen base. Slow: two trainings."""
+    plain = _after_updates(tmp_path / "plain")
+    checkpointed = _after_updates(tmp_path / "checkpointed", gradient_checkpointing=True)
+    moved = torch.cat([plain[name].flatten() for name in plain])
+    difference = torch.cat([(plain[name] - checkpointed[name]).flatten() for name in plain])
+    assert float(difference.norm()) < 1e-6 * float(moved.norm())
+
+
+def _after_updates(folder: Path, **more: Any) -> dict[str, torch.Tensor]:
+    """The adapter that two updates save."""
+    base = tiny_llada()
+    model = DiffusionModel(add_lora(base.network, {"r": 4}), base.spec, base.tokenizer)
+    trainer = _trainer(model, VRPO(num_draws=2), PAIRS, folder, max_steps=2, **more)
+    trainer.train()
+    trainer.save_model(str(folder / "final"))
+    return load_file(folder / "final" / "adapter_model.safetensors")

@@ -89,7 +89,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _answer(work: Callable[[], Any], keep: Callable[[Any], int]) -> bytes:
-    """What came of it: v and the value, or e, the name of the exception and its message."""
+    """What came of it: v and the value, or e, the exception's built-in class, its message and its own name."""
     try:
         return b"v" + wire.encode(work(), keep)
     except builtins.BaseException as error:
@@ -97,4 +97,5 @@ def _answer(work: Callable[[], Any], keep: Callable[[Any], int]) -> bytes:
             message = str(error)[:300]
         except builtins.BaseException:
             message = ""
-        return b"e" + wire.encode([type(error).__name__, message], keep)
+        known = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        return b"e" + wire.encode([known, message, type(error).__name__], keep)

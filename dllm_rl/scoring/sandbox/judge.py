@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import io
 import os
 import pickle
@@ -16,8 +17,8 @@ from dllm_rl.scoring.sandbox import wire
 from dllm_rl.scoring.sandbox.candidate import seed_random
 
 
-class CandidateFailed(Exception):
-    """The candidate's process is gone, or it raised what does not derive from Exception."""
+class CandidateFailed(BaseException):
+    """The candidate's process is gone, or it raised what does not derive from Exception: tests must not catch it so."""
 
 
 class Unusable(BaseException):
@@ -31,13 +32,19 @@ class Channel:
         requests: descriptor to write to.
         replies: descriptor to read from.
         most: bytes that are read of one reply.
+
+    Attributes:
+        lost: why there are no more answers, once that is so. Then no test has passed, whatever it caught.
     """
 
     def __init__(self, requests: int, replies: int, most: int) -> None:
         self.requests, self.replies, self.most = requests, replies, most
+        self.lost: str | None = None
 
     def ask(self, operation: str, *arguments: Any) -> Any:
-        """The candidate's answer: a plain value, or a `Remote`. What it raised is raised here, by its built-in name.
+        """The candidate's answer: a plain value, or a `Remote`.
+
+        What it raised is raised here, as the nearest built-in class that it derives from.
 
         Raises:
             CandidateFailed: there is no answer.
@@ -51,7 +58,8 @@ class Channel:
         try:
             wire.send(self.requests, stream.getvalue())
         except OSError as error:
-            raise CandidateFailed("it ended") from error
+            self.lost = "it ended"
+            raise CandidateFailed(self.lost) from error
         return self.read(operation)
 
     def read(self, operation: str = "load") -> Any:
@@ -60,18 +68,28 @@ class Channel:
             reply = wire.receive(self.replies, self.most)
             value = wire.decode(reply[1:], lambda number: Remote(self, number))
         except wire.Closed as error:
-            raise CandidateFailed(f"it {error}") from error
+            self.lost = f"it {error}"
+            raise CandidateFailed(self.lost) from error
         if reply[:1] == b"v":
             return value
-        name, message = (str(part)[:300] for part in value)
+        name, message, own_name = (str(part)[:300] for part in value)
         kind = getattr(builtins, name, None)
         if kind is StopIteration and operation != "next":  # it would end a loop of the tests early, as if all were well
             kind = RuntimeError
         if isinstance(kind, type) and issubclass(kind, Exception):
-            raised = kind(message)
-            raised.add_note("raised by the code")
+            raised = _build(kind, message)
+            raised.add_note("raised by the code" if own_name == type(raised).__name__ else f"the code's {own_name}")
             raise raised
-        raise CandidateFailed(f"it raised {name}: {message}")
+        raise CandidateFailed(f"it raised {own_name}: {message}")
+
+
+def _build(kind: type[Exception], message: str) -> Exception:
+    """An exception of this class or, where that takes more than a message, of its nearest ancestor."""
+    for ancestor in kind.__mro__:
+        with contextlib.suppress(TypeError):
+            if issubclass(ancestor, Exception):
+                return ancestor(message)
+    raise AssertionError(f"{kind} is no Exception")
 
 
 class Remote:
@@ -189,6 +207,8 @@ def verdict(context: str, tests: str, entry_points: Sequence[str], channel: Chan
         return {"passed": False, "reason": f"the code did not answer: {error}"}
     except BaseException as error:  # whatever tests raise, they have not passed
         return {"passed": False, "reason": _failure(error)}
+    if channel.lost is not None:  # a test that expects an exception caught this instead
+        return {"passed": False, "reason": f"the code did not answer: {channel.lost}"}
     return {"passed": True, "reason": "every test passes"}
 
 

@@ -67,6 +67,11 @@ def pivot_root(new: str, old: str) -> None:
     _call("syscall", _PIVOT_ROOT[machine()], os.fsencode(new), os.fsencode(old))
 
 
+def name_host(name: str) -> None:
+    """Call this machine so, in its namespace."""
+    _call("sethostname", name.encode(), len(name.encode()))
+
+
 def drop_capabilities() -> None:
     """Give up every capability of this thread."""
     header = struct.pack("=Ii", _CAPABILITY_VERSION, 0)

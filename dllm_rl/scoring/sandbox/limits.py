@@ -12,8 +12,9 @@ class Limits(NamedTuple):
     No dataclass: importing those would take a fifth of what a run takes to start.
     """
 
-    wall_seconds: float = 10.0
-    """From the moment the sandbox is ready; then every process of the run is killed."""
+    wall_seconds: float = 20.0
+    """From the moment the sandbox is ready; then every process of the run is killed. Four times the processor time, so
+    that a busy machine fails few right answers; only code that waits takes all of it."""
     cpu_seconds: int = 5
     """Of the candidate with its threads, and again of the judge."""
     memory_bytes: int = 1 << 30

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from dllm_rl.scoring.sandbox import kernel
 from dllm_rl.scoring.sandbox.limits import Limits
@@ -38,18 +38,24 @@ def enter(readable: Sequence[str], limits: Limits) -> None:
     """
     kernel.machine()
     _new_namespaces()
+    kernel.name_host("sandbox")
     os.umask(0)
     sources = {path: os.path.realpath(path) for path in readable if os.path.exists(path)}
     links = {path: os.readlink(path) for path in readable if os.path.islink(path) and path.count("/") == 1}
     _new_root()
-    _tmpfs(SCRATCH, f"mode=1777,size={limits.scratch_bytes},nr_inodes=4096")  # first: libraries may lie below it
+    _tmpfs(SCRATCH, f"mode=1777,size={limits.scratch_bytes},nr_inodes=4096")
+    below = _below_scratch(sources)
+    for folder in below:
+        _tmpfs(folder, "mode=0755,size=1m,nr_inodes=4096")
     for path, source in sources.items():
         _show(path, source, links)
     for name in _DEVICES:
         _bind(f"/dev/{name}", f"/dev/{name}")
+        kernel.restrict_mount(f"/dev/{name}", kernel.READ_ONLY | kernel.NO_SUID, recursive=False)  # its times, too
     kernel.unmount(_OLD)
     os.rmdir(_OLD)
-    kernel.restrict_mount("/", kernel.READ_ONLY, recursive=False)
+    for folder in ("/", *below):
+        kernel.restrict_mount(folder, kernel.READ_ONLY, recursive=False)
     os.chdir(SCRATCH)
 
 
@@ -119,6 +125,16 @@ def _new_root() -> None:
     os.mkdir(SCRATCH + _OLD)
     kernel.pivot_root(SCRATCH, SCRATCH + _OLD)
     os.chdir("/")
+
+
+def _below_scratch(paths: Iterable[str]) -> list[str]:
+    """First folders on the way to libraries that lie below the scratch folder.
+
+    Each is a mount of its own, read-only: one that code could rename would let it put modules of its own in its place,
+    and the judge would import them.
+    """
+    below = [path.removeprefix(f"{SCRATCH}/") for path in paths if path.startswith(f"{SCRATCH}/")]
+    return sorted({f"{SCRATCH}/{path.partition('/')[0]}" for path in below} - set(paths))
 
 
 def _tmpfs(target: str, options: str) -> None:

@@ -94,15 +94,16 @@ def _start(file: IO[bytes], limits: Limits, scratch: str, *, isolated: bool) -> 
     home = "/tmp" if isolated else scratch
     environment = {"PATH": "/usr/bin:/bin", "HOME": home, "TMPDIR": home, "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"}
     environment |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment |= {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     site = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-    options = {
+    options: dict[str, Any] = {
         "limits": limits._asdict(),
         "isolated": isolated,
         "readable": [*_libraries(), *site],
         "site": site,
         "startup_seconds": STARTUP_SECONDS,
     }
+    if places := _library_path(os.environ.get("LD_LIBRARY_PATH", ""), options["readable"]):
+        environment["LD_LIBRARY_PATH"] = places
     return subprocess.Popen(
         [sys.executable, "-S", "-s", "-P", "-c", _PROGRAM.format(_PACKAGE_PARENT), json.dumps(options)],
         stdin=file,
@@ -112,6 +113,13 @@ def _start(file: IO[bytes], limits: Limits, scratch: str, *, isolated: bool) -> 
         cwd=scratch,
         start_new_session=True,
     )
+
+
+def _library_path(places: str, readable: Sequence[str]) -> str:
+    """Without places that code could fill: empty and relative ones mean the scratch folder, as do many below /tmp."""
+    absolute = [place for place in places.split(":") if place.startswith("/") and ".." not in place.split("/")]
+    shown = tuple(f"{path}/" for path in readable)
+    return ":".join(place for place in absolute if not f"{place}/".startswith("/tmp/") or f"{place}/".startswith(shown))
 
 
 def _libraries() -> list[str]:

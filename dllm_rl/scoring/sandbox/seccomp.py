@@ -37,8 +37,19 @@ DENIED: dict[str, tuple[int, int | None]] = {
     "kcmp": (312, 272),
     "setsid": (112, 157),
     "setpgid": (109, 154),
+    "setpriority": (141, 140),
+    "ioprio_set": (251, 30),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
     # The network.
     "socket": (41, 198),
+    "bind": (49, 200),
+    "connect": (42, 203),
+    "listen": (50, 201),
+    "accept": (43, 202),
+    "accept4": (288, 242),
     # Memory that no limit counts.
     "memfd_create": (319, 279),
     "memfd_secret": (447, 447),
@@ -102,6 +113,17 @@ DENIED: dict[str, tuple[int, int | None]] = {
 }
 """Refused with EPERM. Numbers on x86_64 and aarch64; None where a machine lacks the call."""
 
+ARGUMENTS: dict[str, tuple[int, int, int, tuple[int, ...]]] = {
+    # A core dump is written by a program of the host's; a run must end with its parent.
+    "prctl": (157, 167, 0, (1, 4)),  # PR_SET_PDEATHSIG, PR_SET_DUMPABLE
+    # Signals to another process by way of a file.
+    "fcntl": (72, 25, 1, (8, 10, 15)),  # F_SETOWN, F_SETSIG, F_SETOWN_EX
+}
+"""Calls refused for what they are asked: numbers on x86_64 and aarch64, place of the argument, values refused."""
+
+LIMITS_OF = (302, 261)
+"""`prlimit64`, refused for any process but the caller."""
+
 _COLUMN = {"x86_64": 0, "aarch64": 1}
 _AUDIT = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _CLONE = {"x86_64": 56, "aarch64": 220}
@@ -110,7 +132,7 @@ _NEWEST = 450
 """Of the calls that were read through for this list. Later ones do not exist here; programs then take older ones."""
 
 _LOAD, _JUMP_EQUAL, _JUMP_GREATER, _JUMP_ANY_BIT, _RETURN = 0x20, 0x15, 0x25, 0x45, 0x06
-_NUMBER, _MACHINE, _FIRST_ARGUMENT = 0, 4, 16
+_NUMBER, _MACHINE, _FIRST_ARGUMENT, _ARGUMENT_SIZE = 0, 4, 16, 8
 _ALLOW, _KILL, _FAIL = 0x7FFF0000, 0x80000000, 0x00050000
 _PR_SET_SECCOMP, _MODE_FILTER = 22, 2
 
@@ -118,12 +140,12 @@ Instruction = tuple[int, int, int, int]
 """Operation, instructions to skip if it holds, instructions to skip if not, constant."""
 
 
-def program(names: Iterable[str] = DENIED, *, only_threads: bool = True) -> list[Instruction]:
+def program(names: Iterable[str] = DENIED, *, arguments: bool = True) -> list[Instruction]:
     """The filter for this machine.
 
     Args:
         names: calls to refuse.
-        only_threads: let `clone` make threads and nothing else.
+        arguments: refuse others for their arguments: `clone` makes threads and nothing else, and those of `ARGUMENTS`.
     """
     machine = kernel.machine()
     steps = [(_LOAD, 0, 0, _MACHINE), (_JUMP_EQUAL, 1, 0, _AUDIT[machine]), (_RETURN, 0, 0, _KILL)]
@@ -132,12 +154,25 @@ def program(names: Iterable[str] = DENIED, *, only_threads: bool = True) -> list
         number = DENIED[name][_COLUMN[machine]]
         if number is not None:
             steps += [(_JUMP_EQUAL, 0, 1, number), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
-    if only_threads:
+    if arguments:
+        steps += _by_argument(_COLUMN[machine])
         # clone3 has its flags in memory, where a filter cannot look; the C library then uses clone.
         steps += [(_JUMP_EQUAL, 0, 1, _CLONE3), (_RETURN, 0, 0, _FAIL | errno.ENOSYS)]
         steps += [(_JUMP_EQUAL, 0, 3, _CLONE[machine]), (_LOAD, 0, 0, _FIRST_ARGUMENT)]
         steps += [(_JUMP_ANY_BIT, 1, 0, _CLONE_THREAD), (_RETURN, 0, 0, _FAIL | errno.EPERM)]
     return [*steps, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _by_argument(column: int) -> list[Instruction]:
+    """One block a call, left as soon as it is another. What is compared are 32 bits, as in the kernel."""
+    steps: list[Instruction] = []
+    for *numbers, place, values in ARGUMENTS.values():
+        refuse = [(_JUMP_EQUAL, 0, 1, value) for value in values]
+        block = [step for jump in refuse for step in (jump, (_RETURN, 0, 0, _FAIL | errno.EPERM))]
+        load = (_LOAD, 0, 0, _FIRST_ARGUMENT + _ARGUMENT_SIZE * place)
+        steps += [(_JUMP_EQUAL, 0, len(block) + 2, numbers[column]), load, *block, (_RETURN, 0, 0, _ALLOW)]
+    steps += [(_JUMP_EQUAL, 0, 4, LIMITS_OF[column]), (_LOAD, 0, 0, _FIRST_ARGUMENT), (_JUMP_EQUAL, 1, 0, 0)]
+    return [*steps, (_RETURN, 0, 0, _FAIL | errno.EPERM), (_RETURN, 0, 0, _ALLOW)]
 
 
 def install(steps: list[Instruction]) -> None:
