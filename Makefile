@@ -47,13 +47,14 @@ endurance: .venv/.installed
 	$(PY) -m tests.tools.kills --out benchmarks/results/endurance.json
 	$(PY) -m tests.tools.growth --out benchmarks/results/growth.json
 
-# Speed and memory against plain transcriptions of published code: every number of docs/benchmarks.md, about half an hour on two
-# idle CPU cores with 8 GB free. `--quick` after one of the commands says in seconds whether it still runs.
+# Speed and memory against plain transcriptions of published code, decoding and estimators: every number of docs/benchmarks.md and
+# docs/estimators.md, about 40 minutes on two idle CPU cores with 8 GB free. `--quick` after one of the commands says in seconds whether it still runs.
 BENCHMARKS := update rollout step scaling
 benchmarks: .venv/.installed
 	for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
 	$(PY) benchmarks/vocabulary.py
 	$(PY) benchmarks/decode.py
+	$(PY) benchmarks/estimator.py
 
 # Breaks lines of diffusion/ and objectives/ on purpose; a mutant that no test notices is a missing test.
 mutants: .venv/.installed

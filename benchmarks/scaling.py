@@ -166,8 +166,6 @@ def draw(lines: dict[str, Any], path: Path) -> None:
     axes.set_xticks(list(places), list(lines))
     axes.set_ylabel("ratio")
     axes.set_ylim(0, 1.15 * max(2, *(line["throughput_ratio"] for line in lines.values())))
-    axes.axhline(2, color="#0072b2", linewidth=0.8, linestyle=":")
-    axes.axhline(1, color="#e69f00", linewidth=0.8, linestyle=":")
     figure.legend(loc="outside lower center", frameon=False)
     figure.savefig(path, dpi=110)
 
