@@ -111,7 +111,7 @@ def measured(shape: Shape, repeats: int) -> Point:
 
 def growth(points: list[Point], method: str) -> float:
     """The largest of our peaks over all numbers of views, over the one with the fewest."""
-    peaks = [at(points, with_views(BASE[method], views))["dllm_rl"]["peak_mb"] for views in VIEWS[method]]
+    peaks: list[float] = [at(points, with_views(BASE[method], views))["dllm_rl"]["peak_mb"] for views in VIEWS[method]]
     return max(peaks) / peaks[0]
 
 
