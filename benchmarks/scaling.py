@@ -43,6 +43,9 @@ def worker(rank: int, world: int, meet: str, repeats: int, quick: bool) -> None:
     import torch
     from torch import distributed
 
+    from benchmarks.cases import SMALL, assert_equal_updates
+
+    assert_equal_updates(SMALL["diffu_grpo"])
     distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=world)
     updates = {side: update(side, world, quick) for side in SIDES}
     for run in updates.values():
@@ -199,10 +202,7 @@ def main() -> None:
     if arguments.rank is not None:
         worker(arguments.rank, arguments.world, arguments.meet, arguments.repeats, arguments.quick)
         return
-    from benchmarks.cases import SMALL, assert_equal_updates
-
-    assert_equal_updates(SMALL["diffu_grpo"])
-    facts = measure.facts(f"python -m benchmarks.scaling --repeats {arguments.repeats}")
+    facts = {} if arguments.quick else measure.facts(f"python -m benchmarks.scaling --repeats {arguments.repeats}")
     costs = {world: updates_in(world, 5 * arguments.repeats, arguments.quick) for world in WORLDS}
     lines = {
         f"diffu-GRPO,\n{name}": compared({world: costs[world][side] for world in WORLDS})

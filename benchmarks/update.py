@@ -40,7 +40,7 @@ VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 4, 16], "cj_grpo": [4, 16, 64]}
 LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [32, 64, 128], "cj_grpo": [16, 32, 64]}
 VOCABULARIES = [4_096, 32_768, 126_464]
 TITLES = {"diffu_grpo": "diffu-GRPO", "vrpo": "VRPO", "cj_grpo": "CJ-GRPO"}
-COPIES = {"diffu_grpo": 2.2, "vrpo": 2.5, "cj_grpo": 1.3}
+COPIES = {"diffu_grpo": 2.2, "vrpo": 1.6, "cj_grpo": 1.2}
 """About how many copies of all logits the plain side holds at its peak."""
 PLAIN_LIMIT_GB = 5.0
 
@@ -111,7 +111,7 @@ def measured(shape: Shape, repeats: int) -> Point:
 
 def growth(points: list[Point], method: str) -> float:
     """The largest of our peaks over all numbers of views, over the one with the fewest."""
-    peaks = [at(points, with_views(BASE[method], views))["dllm_rl"]["peak_mb"] for views in VIEWS[method]]
+    peaks: list[float] = [at(points, with_views(BASE[method], views))["dllm_rl"]["peak_mb"] for views in VIEWS[method]]
     return max(peaks) / peaks[0]
 
 
