@@ -20,11 +20,11 @@ quickstart: .venv/.installed
 	.venv/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no recipes/quickstart.yaml
 
 test: .venv/.installed
-	$(PY) -m pytest -n $(WORKERS)
+	$(PY) -m pytest -n $(WORKERS) --dist worksteal
 
 # Adds the slow tests: processes, learning, kills, DeepSpeed, packaging.
 test-all: .venv/.installed
-	$(PY) -m pytest -m "" -n $(WORKERS) --durations=25 --cov --cov-report=term
+	$(PY) -m pytest -m "" -n $(WORKERS) --dist worksteal --durations=25 --cov --cov-report=term
 
 lint: .venv/.installed
 	.venv/bin/ruff check .
