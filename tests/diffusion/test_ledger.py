@@ -13,6 +13,7 @@ from dllm_rl.diffusion.ledger import (
     below,
     coins_logp,
     forced_coins_logp,
+    gaussian_logp,
     losing_logp,
     lower,
     plackett_luce_logp,
@@ -173,3 +174,16 @@ def test_bars_are_chosen_place_by_place():
     a, b = below(torch.tensor([[1.0, 2.0]])), Bar(torch.tensor([[3.0, 4.0]]), torch.tensor([[0, 1]]))
     mixed = where(torch.tensor([[True, False]]), a, b)
     assert mixed.level.tolist() == [[1.0, 4.0]] and mixed.place.tolist() == [[2, 1]]
+
+
+def test_actions_have_the_density_of_a_normal_law_around_their_means():
+    action = torch.tensor([[0.5, -1.0], [2.0, 0.25]], dtype=torch.float64)
+    mean = torch.tensor([[0.0, -1.5], [2.0, 1.0]], dtype=torch.float64)
+    expected = torch.distributions.Normal(mean, 0.3).log_prob(action).sum(-1)
+    torch.testing.assert_close(gaussian_logp(action, mean, 0.3), expected)
+
+
+@pytest.mark.parametrize("sigma", [0.0, -0.3, math.nan])
+def test_actions_that_were_not_drawn_have_no_density(sigma: float):
+    with pytest.raises(ValueError, match="actions that were not drawn have no density"):
+        gaussian_logp(torch.zeros(1, 2), torch.zeros(1, 2), sigma)
