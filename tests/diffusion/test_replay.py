@@ -16,6 +16,7 @@ from dllm_rl.diffusion.transform import Transform
 from dllm_rl.diffusion.views import Sequences
 from dllm_rl.samplers.generate import generate
 from tests.samplers.oracle import Table
+from tests.samplers.schedules import drifting
 
 WAYS = [
     {"sampler": "rl", "steps": 2},
@@ -169,3 +170,17 @@ def test_rows_replay_alone_as_they_do_together() -> None:
             (canvas.tolist(), float(logp.sum()))
             for canvas, logp in zip(alone.views.canvas, alone.behaviour_logp, strict=True)
         ]
+
+
+def test_what_a_schedule_decided_is_scored_with() -> None:
+    model = drifting(actions=2)
+    options = {"learned": "temperature cfg_scale", "cfg_scale": 0.5, "sigma": 0.8, "steps": 3}
+    out = generate(model, [[1, 2], [0]], gen_length=4, sampler="schedule", temperature=1.3, **options)
+    assert out.schedule is not None and out.schedule.temperature is not None and out.schedule.cfg_scale is not None
+    found = replay(out, out.sequences())
+    for part in ("temperature", "cfg_scale"):
+        decided, of_views = getattr(out.schedule, part), getattr(found.views, part)
+        expected = [decided[row, step - 1] for row, step in zip(found.views.row, found.step, strict=True)]
+        assert torch.equal(of_views, torch.stack(expected)) and len(set(of_views.tolist())) > 2
+    scores = score_views(model, out.sequences(), found.views, views_per_forward=3, transform=out.transform)
+    torch.testing.assert_close(scores.logp, found.behaviour_logp, rtol=0, atol=1e-12)
