@@ -60,3 +60,8 @@ def test_rows_with_fewer_steps_are_filled_with_zeros() -> None:
                 assert of_joined.shape[:2] == (3, 3)
                 assert torch.equal(own[:, :steps], of_part) and not own[:, steps:].any()
             first += rows
+
+
+def test_one_part_alone_is_itself() -> None:
+    for joined in (ScheduleTrace.of_steps([trace(2, 3)]), ScheduleTrace.of_rows([trace(2, 3)])):
+        assert all(torch.equal(a, b) for a, b in zip(parts(joined), parts(trace(2, 3)), strict=True))

@@ -17,7 +17,7 @@ from dllm_rl.toys.model import tiny_llada
 
 OTHER = {
     "task": "math500",
-    "task_version": 2,
+    "task_version": 99,
     "prompt": "d1",
     "num_examples": 3,
     "data": "0123",
@@ -65,7 +65,7 @@ def test_every_part_is_in_the_line_and_among_the_differences() -> None:
 
 def test_the_line_of_a_plain_greedy_evaluation() -> None:
     assert protocol(data="d00d").line() == (
-        "gsm8k v1, prompt default, 1 examples (d00d) | model @ 1234, float32 | sampler llada, length 128, steps 128, "
+        "gsm8k v2, prompt default, 1 examples (d00d) | model @ 1234, float32 | sampler llada, length 128, steps 128, "
         "block 128, temperature 0, seed 0 | whole canvas, text up to the first end of text"
     )
 
