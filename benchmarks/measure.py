@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ctypes
 import gc
 import json
@@ -32,6 +33,15 @@ def kilobytes(file: str, field: str) -> int:
     found = re.search(rf"^{field}:\s+(\d+) kB", Path(file).read_text(encoding="utf-8"), re.MULTILINE)
     assert found is not None, f"{file} has no {field}"
     return int(found[1])
+
+
+def options(description: str | None, quick: str) -> argparse.ArgumentParser:
+    """What every benchmark can be asked on the command line."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help=f"{quick}: does it still run?")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    return parser
 
 
 def refuse_little_memory() -> None:

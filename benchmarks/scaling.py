@@ -191,13 +191,10 @@ def report(lines: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="small updates and no recipe: does it still run?")
+    parser = measure.options(__doc__, "small updates and no recipe")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--world", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--meet", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if arguments.rank is not None:
         worker(arguments.rank, arguments.world, arguments.meet, arguments.repeats, arguments.quick)

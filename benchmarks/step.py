@@ -292,11 +292,8 @@ def report(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="a small step: does it still run?")
+    parser = measure.options(__doc__, "a small step")
     parser.add_argument("--only", choices=["measure"], help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps(measured(Shape(), arguments.repeats)))

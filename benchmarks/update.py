@@ -183,11 +183,8 @@ def quick(shape: Shape) -> Shape:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one small shape of each method: does it still run?")
+    parser = measure.options(__doc__, "one small shape of each method")
     parser.add_argument("--only", choices=["measure"], help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=measure.RESULTS)
     arguments = parser.parse_args()
     if arguments.only:
         print(json.dumps([measured(shape, arguments.repeats) for shape in sweeps()]))

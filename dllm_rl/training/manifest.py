@@ -28,12 +28,8 @@ def write_manifest(folder: Path, update: int) -> None:
     write_whole(folder / MANIFEST, json.dumps({"update": update, "files": files}, indent=1) + "\n")
 
 
-def problem_of(folder: Path, *, contents: bool = True) -> str | None:
-    """Why a checkpoint cannot be gone on from, in a few words; None if it is whole.
-
-    Args:
-        contents: read every file and compare its hash; otherwise only sizes are looked at.
-    """
+def problem_of(folder: Path) -> str | None:
+    """Why a checkpoint cannot be gone on from, in a few words; None if it is whole: every file is read and hashed."""
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = {str(name): (int(kept["size"]), str(kept["sha256"])) for name, kept in manifest["files"].items()}
@@ -49,7 +45,7 @@ def problem_of(folder: Path, *, contents: bool = True) -> str | None:
             found = (folder / name).stat().st_size
             if found != size:
                 return f"{name} has {found} bytes of {size}"
-            if contents and _hash(folder / name) != sha256:
+            if _hash(folder / name) != sha256:
                 return f"{name} is not what was written (its sha256 differs)"
     except FileNotFoundError:
         return f"{name} is missing"
