@@ -58,8 +58,7 @@ class Transform:
 
     def scaled_(self, logits: Float[Tensor, "*batch V"]) -> Float[Tensor, "*batch V"]:
         """Overwrite logits with those of the distribution drawn from; differentiable. See `log_probs`."""
-        if self.temperature == 0:
-            raise ValueError("temperature 0 draws greedily and has no log-probabilities; roll out with temperature > 0")
+        self.refuse_greedy()
         if self.forbidden_ids:
             logits.index_fill_(-1, torch.tensor(self.forbidden_ids, device=logits.device), float("-inf"))
         if self.temperature != 1:
@@ -67,6 +66,13 @@ class Transform:
         if self.truncates:
             logits.masked_fill_(~self._kept(logits.detach()), float("-inf"))
         return logits
+
+    def refuse_greedy(self) -> None:
+        """Raises:
+        ValueError: at temperature 0, which has no log-probabilities.
+        """
+        if self.temperature == 0:
+            raise ValueError("temperature 0 draws greedily and has no log-probabilities; roll out with temperature > 0")
 
     def _kept(self, scaled: Float[Tensor, "*batch V"]) -> Tensor:
         """The most probable tokens that top-p and top-k leave: both keep a head of the sorted vocabulary."""

@@ -220,7 +220,8 @@ class DiffusionModel:
         inputs, seen = self._seen(few.canvas, few.attend, None)
         row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
-        inputs.update(rows=few.flat(self._rows(few.where, seen[few.place])), unconditional_ids=few.blind)
+        rows, place = few.flat(self._rows(few.where, seen[few.place]))
+        inputs.update(rows=rows, place=place, unconditional_ids=few.blind)
         inputs.update(temperature=None if temperature is None else temperature[row])
         inputs.update(cfg_scale=None if cfg_scale is None else cfg_scale[row])
         if transform is not None:

@@ -53,10 +53,12 @@ class Few:
         assert shown is not None
         return cls(shown, seen, unseen, opened, where, place, columns - start)
 
-    def flat(self, rows: Int64[Tensor, " T"]) -> Int64[Tensor, " T"]:
-        """Flat indices into [B * M] as indices into [U * M]."""
+    def flat(self, rows: Int64[Tensor, " T"]) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " T"]]:
+        """Flat indices into [B * M] as indices into [U * M], each different one once, and which of them each was."""
         width = self.canvas.shape[1]
-        return self.place[rows // width] * width + rows % width
+        moved = self.place[rows // width] * width + rows % width
+        different, which = torch.unique(moved, return_inverse=True)
+        return different, which
 
     def everywhere(self, values: Float[Tensor, "U M"]) -> Float[Tensor, "B N"]:
         """Values of the different rows, for every row and column; zero in the columns that were left out."""

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from dllm_rl.diffusion.denoiser import TokenScores
 from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import ModelContractError
+from dllm_rl.models.chosen import chosen_logp
 from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
 
 ROWS_PER_CHUNK = 512
-"""Rows of logits alive at once; with LLaDA's vocabulary one chunk in float32 is 0.26 GB."""
+"""Rows of whole logits alive at once, where they are needed: 0.26 GB of float32 with LLaDA's vocabulary."""
 ROWS_PER_CHUNK_ON_CPU = 128
 """Fewer where products of matrices gain nothing from more rows. Not fewer still: below 32 MiB, a chunk of LLaDA's
 logits would come from the C library's heap, which keeps what was freed (docs/performance.md).
@@ -27,8 +27,8 @@ logits would come from the C library's heap, which keeps what was freed (docs/pe
 class TokenHead(nn.Linear):
     """An output head that gives logits, or the log-probabilities of chosen tokens without ever holding all logits.
 
-    Chunks are recomputed in the backward pass. The loop is inside this module, not around it: sharded training gathers
-    the weight once per call of a module, and ranks with different numbers of chunks must make equally many calls.
+    Whatever goes over the logits piece by piece does so inside this module, not around it: sharded training gathers the
+    weight once per call of a module, and ranks with different numbers of pieces must make equally many calls.
     """
 
     rows_per_chunk: int | None = None
@@ -39,8 +39,10 @@ class TokenHead(nn.Linear):
         hidden: Float[Tensor, "*rows H"],
         tokens: Int64[Tensor, " T"] | None = None,
         transform: Transform | None = None,
-        unconditional: Float[Tensor, "T H"] | None = None,
+        unconditional: Float[Tensor, "U H"] | None = None,
         entropy: bool = False,
+        *,
+        place: Int64[Tensor, " T"] | None = None,
         temperature: Float64[Tensor, " T"] | None = None,
         cfg_scale: Float64[Tensor, " T"] | None = None,
     ) -> Tensor | TokenScores:
@@ -48,48 +50,69 @@ class TokenHead(nn.Linear):
 
         Args:
             unconditional: hidden states of the guidance pass; given exactly when something guides.
-            temperature, cfg_scale: of each row, in place of the transform's.
+            place: which of U hidden states each token is asked of; None: one each.
+            temperature, cfg_scale: of each token's distribution, in place of the transform's.
         """
         if tokens is None:
             return self._logits(hidden)
-        unconditional = hidden[:, :0] if unconditional is None else unconditional
-        own = [hidden[:, :0] if each is None else each[:, None] for each in (temperature, cfg_scale)]
+        if place is not None and (temperature is not None or cfg_scale is not None):
+            hidden, unconditional = hidden[place], None if unconditional is None else unconditional[place]
+            place = None
+        transform = transform or Transform()
+        hidden = _scaled(self._wide(hidden), unconditional, transform, temperature, cfg_scale)
+        place = torch.arange(len(tokens), device=tokens.device) if place is None else place
+        if entropy or transform.truncates:
+            return self._score_in_chunks(hidden[place], tokens, replace(transform, temperature=1.0), entropy)
+        return TokenScores(chosen_logp(hidden, self.weight, place, tokens, transform.forbidden_ids), None)
+
+    def _wide(self, hidden: Float[Tensor, "*rows H"]) -> Float[Tensor, "*rows H"]:
+        """At least float32, whatever the weights are in.
+
+        A logit rounded to bfloat16 is off by up to 0.06 nats, many times what an update moves it by.
+        """
+        return hidden.to(torch.promote_types(self.weight.dtype, torch.float32))
+
+    def _logits(self, hidden: Float[Tensor, "*rows H"]) -> Float[Tensor, "*rows V"]:
+        """Logits computed in at least float32, whatever autocast would do."""
+        hidden = self._wide(hidden)
+        with torch.autocast(hidden.device.type, enabled=False):
+            return nn.functional.linear(hidden, self.weight.to(hidden.dtype))
+
+    def _score_in_chunks(
+        self, hidden: Float[Tensor, "T H"], tokens: Int64[Tensor, " T"], transform: Transform, entropy: bool
+    ) -> TokenScores:
+        """What needs all logits of a row, some rows at a time, recomputed in the backward pass."""
         size = self.rows_per_chunk or (ROWS_PER_CHUNK_ON_CPU if hidden.device.type == "cpu" else ROWS_PER_CHUNK)
         scores = [
             checkpoint(self._score_rows, *rows, transform, entropy, use_reentrant=False, preserve_rng_state=False)
-            for rows in zip(*(torch.split(x, size) for x in (hidden, tokens, unconditional, *own)), strict=True)
+            for rows in zip(torch.split(hidden, size), torch.split(tokens, size), strict=True)
         ]
         logp, entropies = (torch.cat(parts) for parts in zip(*scores, strict=True))
         return TokenScores(logp, entropies if entropy else None)
 
-    def _logits(self, hidden: Float[Tensor, "*rows H"]) -> Float[Tensor, "*rows V"]:
-        """Logits computed in at least float32, whatever the weights are in and whatever autocast would do.
-
-        A logit rounded to bfloat16 is off by up to 0.06 nats, many times what an update moves it by.
-        """
-        wide = torch.promote_types(self.weight.dtype, torch.float32)
-        with torch.autocast(hidden.device.type, enabled=False):
-            return nn.functional.linear(hidden.to(wide), self.weight.to(wide))
-
     def _score_rows(
-        self,
-        hidden: Float[Tensor, "T H"],
-        tokens: Int64[Tensor, " T"],
-        unconditional: Float[Tensor, "T _"],
-        temperature: Float[Tensor, "T _t"],
-        cfg_scale: Float[Tensor, "T _c"],
-        transform: Transform | None,
-        entropy: bool,
+        self, hidden: Float[Tensor, "T H"], tokens: Int64[Tensor, " T"], transform: Transform, entropy: bool
     ) -> tuple[Float[Tensor, " T"], Float[Tensor, " E"]]:
-        logits, transform = self._logits(hidden), transform or Transform()
-        if unconditional.shape[1]:
-            scale = cfg_scale if cfg_scale.shape[1] else transform.cfg_scale
-            logits = guide(logits, self._logits(unconditional), scale)
-        if temperature.shape[1]:
-            logits, transform = logits.div_(temperature.to(logits)), replace(transform, temperature=1.0)
-        scaled = transform.scaled_(logits)  # of nobody else: nothing is copied
-        logp = chosen_logp(scaled, tokens)
-        return logp, entropy_of(scaled.log_softmax(1)) if entropy else logp[:0]
+        log_probs = transform.scaled_(self._logits(hidden)).log_softmax(1)
+        logp = log_probs.gather(1, tokens[:, None])[:, 0]
+        return logp, entropy_of(log_probs) if entropy else logp[:0]
+
+
+def _scaled(
+    hidden: Float[Tensor, "U H"],
+    unconditional: Float[Tensor, "U H"] | None,
+    transform: Transform,
+    temperature: Float64[Tensor, " U"] | None,
+    cfg_scale: Float64[Tensor, " U"] | None,
+) -> Float[Tensor, "U H"]:
+    """Hidden states whose logits are guided and divided by the temperature: logits are linear in them."""
+    if unconditional is not None:
+        scale = transform.cfg_scale if cfg_scale is None else cfg_scale[:, None]
+        hidden = guide(hidden, unconditional.to(hidden.dtype), scale)
+    if temperature is not None:
+        return hidden / temperature[:, None].to(hidden.dtype)
+    transform.refuse_greedy()
+    return hidden if transform.temperature == 1 else hidden / transform.temperature
 
 
 class ScoresRows:
@@ -132,8 +155,9 @@ class ScoresRows:
         *,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        rows: Int64[Tensor, " T"] | None = None,
+        rows: Int64[Tensor, " U"] | None = None,
         tokens: Int64[Tensor, " T"] | None = None,
+        place: Int64[Tensor, " T"] | None = None,
         transform: Transform | None = None,
         unconditional_ids: Tensor | None = None,
         entropy: bool = False,
@@ -153,8 +177,9 @@ class ScoresRows:
             past_key_values: a transformers `Cache`, which keeps the keys and values of this pass; with `rows` there is
                 no other way to have any kept, whatever the configuration says.
             use_cache: as in transformers; with `rows` it says nothing that `past_key_values` does not.
+            place: which of the rows each token is asked of; None: one each.
             unconditional_ids: the canvas of the guidance pass, prompt hidden.
-            temperature, cfg_scale: of each row scored, in place of the transform's.
+            temperature, cfg_scale: of each token's distribution, in place of the transform's.
             open, time: see `PlannerHead`.
 
         Raises:
@@ -173,9 +198,8 @@ class ScoresRows:
 
         blind = None if unconditional_ids is None else self._hidden(unconditional_ids, inputs).flatten(0, 1)[rows]
         hidden = self._hidden(input_ids, inputs)
-        scores = self.lm_head(
-            hidden.flatten(0, 1)[rows], tokens, transform, blind, entropy, temperature=temperature, cfg_scale=cfg_scale
-        )
+        own = {"temperature": temperature, "cfg_scale": cfg_scale}
+        scores = self.lm_head(hidden.flatten(0, 1)[rows], tokens, transform, blind, entropy, place=place, **own)
         if open is None:
             return scores
         return scores, self.planner(hidden, open, time, attention_mask, position_ids)  # type: ignore[attr-defined]
@@ -197,32 +221,6 @@ class ScoresRowsOfExperts(ScoresRows):
     def _can_set_experts_implementation(cls) -> bool:
         """Yes: the parent can. Transformers would look for a mark in the source of the module of this very class."""
         return True
-
-
-class _ChosenLogp(torch.autograd.Function):
-    """Log-softmax at one column of each row: as many passes over the logits as there must be, and one copy at a time.
-
-    Torch's own would hold the log-probabilities, a gradient that is zero but for one column, and one of the logits.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, tokens: Tensor) -> Tensor:
-        largest = logits.amax(1, keepdim=True)
-        log_sum = (logits - largest).exp_().sum(1, keepdim=True).log_()
-        ctx.save_for_backward(logits, tokens, largest, log_sum)
-        return (logits.gather(1, tokens[:, None]) - largest - log_sum)[:, 0]
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        logits, tokens, largest, log_sum = ctx.saved_tensors
-        of_logits = (logits - largest).sub_(log_sum).exp_().mul_(-gradient[:, None])
-        return of_logits.scatter_add_(1, tokens[:, None], gradient[:, None]), None
-
-
-def chosen_logp(logits: Float[Tensor, "T V"], tokens: Int64[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """Log-probability of one token per row, nats; differentiable once."""
-    return _ChosenLogp.apply(logits, tokens)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def entropy_of(log_probs: Float[Tensor, "T V"]) -> Float[Tensor, " T"]:

@@ -41,8 +41,9 @@ def parts_of(model: DiffusionModel, rows: list[int], kind: str) -> Tensor:
     batch = {name: part[rows] for name, part in a_batch(model.spec.mask_id).items()}
     guided = {"cfg_scale": torch.tensor([0.5, 1.0, 0.0, 2.0, 0.5])[rows].double()} if kind == "guided" else {}
     opened = {"open": batch["where"] & (torch.arange(N) < 6)} if kind == "planned" else {}
-    scores = model.score(**batch, entropy=True, transform=Transform(forbidden_ids=(1, 2)), **guided, **opened)
-    return torch.cat([part for part in scores if part is not None], dim=1)
+    transform = Transform(temperature=0.8, forbidden_ids=(1, 2))
+    scored = [model.score(**batch, entropy=each, transform=transform, **guided, **opened) for each in (False, True)]
+    return torch.cat([part for scores in scored for part in scores if part is not None], dim=1)
 
 
 def gradients(model: DiffusionModel, value: Tensor) -> list[Tensor]:
@@ -77,6 +78,18 @@ def test_the_network_sees_each_canvas_once_and_no_column_that_is_padding_in_all(
     )
     parts_of(model, list(range(5)), kind)
     assert set(seen) == {(4, 7) if kind == "planned" else (3, 7)}, "rows 0 and 1 differ in what is open"
+
+
+def test_the_head_sees_each_hidden_state_once_however_many_tokens_are_asked_of_it() -> None:
+    model, rows = tiny_llada(), []
+    model.network.lm_head.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    canvas = torch.tensor([[3, 4, 90], [3, 4, 90], [5, 4, 90]])
+    tokens = torch.tensor([[3, 4, 7], [3, 4, 8], [5, 4, 9]])
+    where = torch.tensor([[0, 1, 1], [0, 0, 1], [0, 1, 0]]).bool()
+    logp = model.token_logp(canvas, tokens, where)
+    assert rows == [3], "the second position of two canvases, the third of one"
+    expected = model.logits(canvas).log_softmax(-1).gather(2, tokens[..., None])[..., 0] * where
+    torch.testing.assert_close(logp, expected, rtol=0, atol=1e-5)
 
 
 def test_rows_begin_where_they_begin_so_that_none_pays_for_the_longest_prompt_and_the_longest_completion() -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from dllm_rl.errors import ModelContractError
-from dllm_rl.models.heads import chosen_logp
 from dllm_rl.toys.model import tiny_llada
 
 IDS = torch.arange(24).reshape(2, 12)
@@ -74,20 +73,3 @@ def test_guidance_through_the_same_cache_is_refused() -> None:
     with pytest.raises(ModelContractError, match="two canvases"):
         through_a_cache(network, cache, 0, 4, unconditional_ids=IDS[:, :4])
     assert cache.get_seq_length() == 0
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_log_probability_of_a_chosen_token_and_its_gradient(dtype: torch.dtype) -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = (torch.randn(6, 50, generator=generator, dtype=torch.float64) * 20 + 100).to(dtype)
-    logits[:, [3, 7]] = float("-inf")
-    ours, theirs = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    tokens, weight = torch.tensor([0, 10, 49, 5, 4, 8]), torch.linspace(-1, 2, 6, dtype=dtype)
-    found = chosen_logp(ours, tokens)
-    expected = theirs.log_softmax(1).gather(1, tokens[:, None])[:, 0]
-    close = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-6, "atol": 1e-6}
-    torch.testing.assert_close(found, expected, **close)
-    (found * weight).sum().backward()
-    (expected * weight).sum().backward()
-    torch.testing.assert_close(ours.grad, theirs.grad, **close)
-    assert torch.equal(ours.detach(), logits), "what was given is not written over"
