@@ -3,7 +3,8 @@
     python -m results.starts                   # about a quarter of an hour on one idle core; writes results/starts.json
     python -m results.starts column_sum        # one of them
 
-On the machine that made them they come out bit for bit; elsewhere the arithmetic of another processor may differ.
+With the code that made them, on the machine that made them, they came out bit for bit. Another processor or another
+order of summing moves the last bits of every update: log-probabilities have been summed by tiles since.
 """
 
 from __future__ import annotations

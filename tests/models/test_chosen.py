@@ -169,5 +169,5 @@ def test_no_more_than_a_tile_of_logits_is_ever_allocated(monkeypatch: pytest.Mon
     assert allocated[:4] == [gradient, tile, tile, allocated[3]] and allocated[3] < tile / 4
 
 
-def test_a_quarter_gigabyte_holds_a_tile() -> None:
-    assert 4 * chosen.TILE <= 2**28
+def test_a_tile_takes_a_quarter_gigabyte_and_on_a_cpu_what_its_cache_holds() -> None:
+    assert (4 * chosen.TILE, 4 * chosen.TILE_ON_CPU) == (2**28, 2**22)
