@@ -48,6 +48,14 @@ class Material:
     """Which of the mu sets of views is to be made, counted from 0."""
     credit: StepCredit | None = None
     """Of the trajectory's steps, for algorithms that judge them."""
+    first: Int64[Tensor, " B"] | None = None
+    """The first completion of each one's prompt; None for texts and pairs."""
+
+    @property
+    def group_keys(self) -> Int64[Tensor, " B"]:
+        """For each sequence the key of its group's first, whatever micro-batch the group is in."""
+        assert self.first is not None, "rollouts come in groups"
+        return self.keys[self.first]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +152,11 @@ class Algorithm(BaseModel, abc.ABC):
         """True if the loss of all views is the sum of the losses of any partition of them, so that no pass without
         gradient is needed before the backward.
         """
+        return False
+
+    @property
+    def shares_draws(self) -> bool:
+        """True if all completions of a prompt are to be drawn for with the key of the first."""
         return False
 
     @property

@@ -29,6 +29,9 @@ class ScoredOnViews(GroupRelative):
     """Views per completion and update; 1 for the fully hidden view."""
     corruption: Annotated[AnyCorruption, Field(discriminator="type")] = FullyHiddenSettings()
     """How views are noised."""
+    draws_for: Literal["completion", "group"] = "completion"
+    """Each completion's views are drawn apart, as published, or those of a prompt's whole group alike. Fully hidden
+    views of a group are then one canvas, which the network sees once; each is still a view of the same law."""
     reduction: Literal["sequence", "token", "local_token"] = "sequence"
     """Mean over sequences of per-token means (the paper), mean over all tokens of the update, or the released code's
     token mean of each micro-batch, averaged over micro-batches (depends on how the update is laid out)."""
@@ -43,6 +46,10 @@ class ScoredOnViews(GroupRelative):
                 "use num_draws: 1, prompt noise, or an ELBO corruption such as {type: fixed_count}"
             )
         return self
+
+    @property
+    def shares_draws(self) -> bool:
+        return self.draws_for == "group"
 
     @property
     def is_sum_over_views(self) -> bool:

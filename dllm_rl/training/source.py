@@ -126,6 +126,7 @@ class RolloutSource:
                 advantage[part],
                 learned.trajectory.select(part.tolist()),
                 credit=None if credit is None else credit.select(part),
+                first=_first(part, self.num_generations),
             )
             for part in _micro_batches(self, layout)
         ]
@@ -170,7 +171,12 @@ class DemonstrationSource:
         trajectory = self.engine.generate([row.ids for row in rows], fold(keys, "rollout"), update)
         sequences = self.algorithm.scope(trajectory.sequences())
         material = [
-            Material(sequences.select(part), keys[part], trajectory=trajectory.select(part.tolist()))
+            Material(
+                sequences.select(part),
+                keys[part],
+                trajectory=trajectory.select(part.tolist()),
+                first=_first(part, self.num_generations),
+            )
             for part in _micro_batches(self, layout)
         ]
         forwards = torch.tensor(trajectory.nfe, dtype=torch.float64)
@@ -194,6 +200,12 @@ def _micro_batches(source: RolloutSource | DemonstrationSource, layout: Layout) 
     """Which completions of a window each micro-batch holds."""
     size = layout.per_device * source.num_generations
     return torch.split(torch.arange(size * layout.num_micro_batches, device=source.device), size)
+
+
+def _first(part: Tensor, num_generations: int) -> Int64[Tensor, " B"]:
+    """In a micro-batch of whole groups, the place of the first of each completion's group."""
+    place = torch.arange(len(part), device=part.device)
+    return place - place % num_generations
 
 
 def _until_end(trajectory: Trajectory) -> list[list[int]]:

@@ -215,7 +215,7 @@ class DiffusionTrainer(Trainer):
     def _batch(self, material: Material, iteration: int, micro_batch: int, num_micro_batches: int) -> Batch:
         """Draw the views and score what must be known before the first update."""
         index = self.algorithm.iteration_index(iteration, micro_batch, num_micro_batches)
-        keys = fold(material.keys, "views", index)
+        keys = fold(material.group_keys if self.algorithm.shares_draws else material.keys, "views", index)
         batch = self.algorithm.prepare(replace(material, iteration=index), keys, self.diffusion.spec.mask_id)
         with self._in_step(self.diffusion):
             batch = self._as_behaviour(material, batch, iteration)

@@ -14,6 +14,7 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "sft": {"type": "sft", "num_draws": 2, "reduction": "token"},
     "vrpo": {"type": "vrpo", "num_draws": 3},
     "diffu_grpo": {"type": "diffu_grpo"},
+    "diffu_grpo_shared": {"type": "diffu_grpo", "draws_for": "group", "updates_per_rollout": 5},
     "diffu_grpo_reuse": {
         "type": "diffu_grpo",
         "updates_per_rollout": 5,

@@ -59,6 +59,7 @@ def test_a_window_is_its_samples_keys_texts_rewards_and_group_advantages(tiny: D
     for part, material in zip(torch.arange(6).split(3), harvest.material, strict=True):
         torch.testing.assert_close(material.advantage, advantage[part])
         assert torch.equal(material.keys, keys[part])
+        assert torch.equal(material.group_keys, keys[part[0]].expand(3)), "one prompt, one group"
         assert torch.equal(material.sequences.tokens, expected.sequences().tokens[part])
         assert material.trajectory is not None
         assert torch.equal(material.trajectory.keys, fold(keys, "rollout")[part])
@@ -121,11 +122,12 @@ def test_two_processes_share_what_one_does(tiny: DiffusionModel) -> None:
     one = _source(tiny, []).harvest(0, Layout(0, 1, 2, 2), 0)
     two = [_source(tiny, []).harvest(0, Layout(rank, 2, 2, 1), 0) for rank in range(2)]
     together = lambda parts: {  # noqa: E731
-        int(key): (tokens.tolist(), float(a))
+        int(key): (int(shared), tokens.tolist(), float(a))
         for m in parts
-        for key, tokens, a in zip(m.keys, m.sequences.tokens, m.advantage, strict=True)
+        for key, shared, tokens, a in zip(m.keys, m.group_keys, m.sequences.tokens, m.advantage, strict=True)
     }
     assert together(one.material) == together([m for harvest in two for m in harvest.material])
+    assert len({shared for shared, *_ in together(one.material).values()}) == 4, "prompts"
 
 
 def test_elbo_views_do_not_look_past_the_end(tiny: DiffusionModel) -> None:

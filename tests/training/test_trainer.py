@@ -109,6 +109,24 @@ def test_a_rollout_serves_mu_updates_each_on_views_of_its_own(tiny: DiffusionMod
     assert all(ratios[update] != 1.0 for update in (1, 2, 4, 5))
 
 
+@pytest.mark.parametrize("draws_for", ["completion", "group"])
+@pytest.mark.parametrize("corruption", [{"type": "fully_hidden", "prompt_noise": 0.5}, {"type": "fixed_count"}])
+def test_a_group_may_share_its_draws(
+    tiny: DiffusionModel, tmp_path: Path, draws_for: str, corruption: dict[str, Any]
+) -> None:
+    algorithm = DiffuGRPO(updates_per_rollout=2, corruption=corruption, draws_for=draws_for, kl_coefficient=0)
+    rollout = generate(tiny, [list(range(20, 40))] * 3 + [list(range(40, 60))] * 3, gen_length=8, steps=2, sampler="rl")
+    first = torch.tensor([0, 0, 0, 3, 3, 3])
+    material = Material(rollout.sequences(), rollout.keys, torch.zeros(6).double(), rollout, first=first)
+    trainer = _trainer(tiny, algorithm, TEXTS, tmp_path)
+    hidden = [trainer._batch(material, iteration, 0, 1).views.canvas == tiny.spec.mask_id for iteration in (0, 1)]
+    for each in hidden:
+        alike = (each[:, None] == each[None]).all(2)
+        expected = first[:, None] == first[None] if draws_for == "group" else torch.eye(6, dtype=torch.bool)
+        assert torch.equal(alike, expected), "completions of the same length, and prompts apart"
+    assert not (hidden[0] == hidden[1]).all(1).any(), "every update has views of its own"
+
+
 def test_recorded_behaviour_is_used_in_every_iteration_and_never_scored_again(
     tiny: DiffusionModel, tmp_path: Path
 ) -> None:
