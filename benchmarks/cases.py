@@ -40,6 +40,8 @@ class Shape:
     layers: int = 2
     early_ends: bool = False
     """Each completion counts one token less than the one before."""
+    shared_draws: bool = False
+    """Of diffu-GRPO: all completions answer one prompt, of which one draw hides a part."""
 
     @property
     def logits_gb(self) -> float:
@@ -52,6 +54,9 @@ SMALL = {
     "diffu_grpo": Shape("diffu_grpo", 3, 1, 5, 6, vocabulary=50, views_per_forward=2, hidden=16, early_ends=True),
     "vrpo": Shape("vrpo", 4, 3, 5, 6, vocabulary=50, views_per_forward=2, hidden=16),
     "cj_grpo": Shape("cj_grpo", 3, 3, 5, 6, vocabulary=50, views_per_forward=2, hidden=16),
+    "diffu_grpo_shared": Shape(
+        "diffu_grpo", 3, 1, 5, 6, vocabulary=50, views_per_forward=2, hidden=16, early_ends=True, shared_draws=True
+    ),
 }
 
 
@@ -136,7 +141,7 @@ def _diffu_grpo(shape: Shape, model: DiffusionModel) -> Case:
     if shape.early_ends:
         ends = sequences.tokens.shape[1] - torch.arange(shape.sequences)[:, None]
         sequences = replace(sequences, scored=sequences.scored & (torch.arange(sequences.tokens.shape[1]) < ends))
-    keys = sample_keys(0, torch.arange(shape.sequences))
+    keys = sample_keys(0, torch.arange(shape.sequences) * (not shape.shared_draws))
     batch = algorithm.prepare(Material(sequences, keys, _advantage(shape)), keys, model.spec.mask_id)
     batch = _moved(model, batch, behaviour=True)
     assert batch.advantage is not None and batch.behaviour_logp is not None and batch.reference_logp is not None
@@ -192,6 +197,8 @@ def _sequences(shape: Shape) -> Sequences:
     generator = torch.Generator().manual_seed(1)
     size = shape.sequences, shape.prompt + shape.completion
     tokens = torch.randint(0, shape.vocabulary - 2, size, generator=generator)
+    if shape.shared_draws:
+        tokens[:, : shape.prompt] = tokens[0, : shape.prompt]
     everywhere = torch.ones(size, dtype=torch.bool)
     completion = everywhere & (torch.arange(size[1]) >= shape.prompt)
     return Sequences(tokens, everywhere, completion, completion)

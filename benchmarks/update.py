@@ -39,6 +39,8 @@ BASE = {
 VIEWS = {"diffu_grpo": [2, 6, 12], "vrpo": [1, 4, 16], "cj_grpo": [4, 16, 64]}
 LENGTHS = {"diffu_grpo": [64, 128, 256], "vrpo": [32, 64, 128], "cj_grpo": [16, 32, 64]}
 VOCABULARIES = [4_096, 32_768, 126_464]
+SHARED = replace(BASE["diffu_grpo"], shared_draws=True)
+"""`draws_for: group`: what is shown of a prompt's completions is one canvas."""
 TITLES = {"diffu_grpo": "diffu-GRPO", "vrpo": "VRPO", "cj_grpo": "CJ-GRPO"}
 COPIES = {"diffu_grpo": 2.2, "vrpo": 1.6, "cj_grpo": 1.2}
 """About how many copies of all logits the plain side holds at its peak."""
@@ -54,7 +56,7 @@ def with_views(shape: Shape, views: int) -> Shape:
 
 def sweeps() -> list[Shape]:
     """Every shape to be measured, once."""
-    found = dict.fromkeys(BASE.values())
+    found = dict.fromkeys([*BASE.values(), SHARED])
     for method, base in BASE.items():
         found |= dict.fromkeys(with_views(base, views) for views in VIEWS[method])
         found |= dict.fromkeys(replace(base, completion=length) for length in LENGTHS[method])
@@ -160,7 +162,7 @@ def report(points: list[Point]) -> str:
         not_run = f"(about {COPIES[shape.method] * shape.logits_gb * 1000:,.0f}: not run)"
         rows.append(
             (
-                TITLES[shape.method],
+                TITLES[shape.method] + ", shared draws" * shape.shared_draws,
                 f"{shape.sequences} x {shape.views}",
                 f"{shape.prompt} + {shape.completion}",
                 f"{shape.vocabulary:,}",
@@ -192,7 +194,7 @@ def main() -> None:
     for shape in SMALL.values():
         assert_equal_updates(shape)
     if arguments.quick:
-        print(report([measured(quick(shape), arguments.repeats) for shape in BASE.values()]))
+        print(report([measured(quick(shape), arguments.repeats) for shape in (*BASE.values(), SHARED)]))
         return
     found = measure.facts(f"python -m benchmarks.update --repeats {arguments.repeats}")
     measure.refuse_little_memory()
