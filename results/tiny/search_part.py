@@ -27,12 +27,23 @@ reward. The own change is tried at the best of the three learning rates; the bes
 def how(runs: Sequence[Run], tries: Sequence[Try]) -> str:
     """How the settings of these runs were found."""
     if runs and all(_is_searched(run, tries) for run in runs):
-        return SEARCHED
+        return SEARCHED + _edges(tries)
     whole = sum(len(task.rates) + 1 for task in TASKS) * len(METHODS)
     more = (
         f"A search with equal care has {len(tries)} of its {whole} tries ([search.json](search.json), the last table)"
     )
     return BY_SEED_0 + (f"{more}:\nthe runs here do not use them yet.\n" if tries else "")
+
+
+def _edges(tries: Sequence[Try]) -> str:
+    """How often the search ended where it could not look further."""
+    cells = [(task, mine) for task in TASKS for method in METHODS if (mine := _of(tries, task, method))]
+    edges = sum(best(mine).tried[0] in (task.rates[0], task.rates[-1]) for task, mine in cells)
+    return f"In {edges} of {len(cells)} cases the best learning rate is the lowest or the highest of the three tried.\n"
+
+
+def _of(tries: Sequence[Try], task: Task, method: Method) -> list[Try]:
+    return [each for each in tries if (each.task, each.method) == (task.name, method.name)]
 
 
 def _is_searched(run: Run, tries: Sequence[Try]) -> bool:

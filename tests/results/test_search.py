@@ -128,7 +128,10 @@ def test_the_page_shows_every_try_and_which_was_taken() -> None:
 def test_the_page_says_how_settings_were_found() -> None:
     tries = whole(TASK, VRPO, [0.4, 0.6, 0.5, 0.7], at=1)
     searched = run(7.0, list(settled(TASK, VRPO, tries).changes(TASK)), "vrpo")
-    assert search_part.how([searched], tries) == search_part.SEARCHED
+    said = search_part.how([searched], tries)
+    assert said.startswith(search_part.SEARCHED) and "In 0 of 1 cases" in said
+    edge = [*tries, *whole(TASKS[1], VRPO, [0.4, 0.5, 0.6, 0.5], at=2)]
+    assert "In 1 of 2 cases" in search_part.how([searched], edge)
     by_seed_0 = replace(searched, overrides=list(VRPO.changes(TASK)))
     assert search_part.how([by_seed_0], []) == search_part.BY_SEED_0
     assert "4 of its 56 tries" in search_part.how([by_seed_0], tries)
