@@ -53,8 +53,8 @@ class Form:
         other = {*shapes.items()} ^ {(name, shape) for name, (shape, _) in self.weights.items()}
         if other or buffers.keys() != self.buffers.keys():
             raise CheckpointError(
-                f"this process made another network than process 0, which reads the weights: {sorted(other)[:2]} "
-                "are in one only; expected the same config.json, adapter and dllm_rl on every machine"
+                f"processes made different networks: {sorted(other)[:2]} are in one only; expected the same "
+                "config.json, adapter and dllm_rl on every machine"
             )
         for name, (shape, dtype) in self.weights.items():
             if weights[name].dtype != dtype:

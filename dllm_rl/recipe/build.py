@@ -153,8 +153,8 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
         model.make_reference_copy(
             lambda network: prepare_frozen(network, trainer.accelerator), weight_of_copy(trainer.accelerator, from_one)
         )
-    spread_now(model.network, trainer.accelerator)
     keep_precision(model.network, trainer.accelerator)
+    spread_now(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     return trainer

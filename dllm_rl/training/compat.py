@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -16,6 +17,7 @@ def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> nn.Module:
 
     The same views must give equal scores under equal weights; a reference in another precision would not.
     """
+    keep_precision(network, accelerator)
     spread_now(network, accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models.utils import prepare_deepspeed
@@ -23,9 +25,7 @@ def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> nn.Module:
         prepared: nn.Module = prepare_deepspeed(network, accelerator)
         return prepared
     if accelerator.distributed_type == DistributedType.FSDP:
-        keep_precision(network, accelerator)
-        sharded: nn.Module = fsdp2_prepare_model(accelerator, network)  # TRL's would be gathered as one piece
-        return sharded
+        return network
     held: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
     return held
 
@@ -40,22 +40,41 @@ def weight_of_copy(accelerator: Accelerator, from_one: bool) -> Callable[[Tensor
 
 
 def spread_now(network: nn.Module, accelerator: Accelerator) -> None:
-    """Under DeepSpeed's third stage, leave every process its share of process 0's weights, one weight after another.
+    """Under FSDP and DeepSpeed's third stage, leave every process its share of process 0's weights, one after another.
 
-    DeepSpeed would first have all of them in the dtype it computes in, and on the device, on every process.
+    Preparing the network again later changes nothing.
     """
-    plugin = accelerator.state.deepspeed_plugin if accelerator.distributed_type == DistributedType.DEEPSPEED else None
-    if plugin is None or plugin.zero_stage != 3:
-        return
+    kind, plugin = accelerator.distributed_type, accelerator.state.deepspeed_plugin
+    if kind == DistributedType.FSDP:
+        _shard(network, accelerator)
+    elif kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3:
+        _partition(network, plugin.dschf.config, accelerator.device)
+
+
+def _shard(network: nn.Module, accelerator: Accelerator) -> None:
+    """By FSDP, which spreads no buffers; accelerate stumbles over those that are saved with the weights."""
+    saved = [(module, set(module._buffers) - module._non_persistent_buffers_set) for module in network.modules()]
+    for module, names in saved:
+        module._non_persistent_buffers_set |= names
+    fsdp2_prepare_model(accelerator, network)
+    for module, names in saved:
+        module._non_persistent_buffers_set -= names
+
+
+def _partition(network: nn.Module, config: Any, device: torch.device) -> None:
+    """By DeepSpeed, in the dtype that it computes in.
+
+    Left to do it by itself, it would first have all of them in that dtype and on the device, on every process.
+    """
     import deepspeed
 
-    spreading = deepspeed.zero.Init(config_dict_or_path=plugin.dschf.config)
+    spreading = deepspeed.zero.Init(config_dict_or_path=config)
     for weight in network.parameters():
         if weight.is_floating_point() and spreading.dtype != torch.float32:
             weight.data = weight.data.to(spreading.dtype)
         spreading._convert_to_zero_parameters([weight])
     for buffer in network.buffers():
-        buffer.data = buffer.data.to(accelerator.device)
+        buffer.data = buffer.data.to(device)
 
 
 def keep_precision(network: nn.Module, accelerator: Accelerator) -> None:

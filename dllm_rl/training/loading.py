@@ -41,24 +41,22 @@ def load_together(load: Callable[[bool], DiffusionModel], from_one: bool) -> Dif
     first = PartialState().process_index == 0
     model = _agreed(lambda: load(first))
     form = broadcast_object_list([Form.of(model.network) if first else None])[0]
-    if not first:
-        form.give_to(model.network)
+    _agreed(lambda: None if first else form.give_to(model.network))
     return model
 
 
 def _agreed(make: Callable[[], T]) -> T:
     """What `make` makes here, when it has on every process."""
-    made: T | None = None
+    made: list[T] = []
     error: DllmRlError | None = None
     try:
-        made = make()
+        made = [make()]
     except DllmRlError as here:
         error = here
     for each in gather_object([error]):
         if each is not None:
             raise error or each
-    assert made is not None
-    return made
+    return made[0]
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Run several recipes in one launch, as `spread_each` does, and say how much memory each process needed to begin.
+"""Run several recipes in one launch, as `spread_each` does, each process with a model folder of its own.
 
-Each process leaves OUTPUT/loaded-RANK.json with the bytes that its resident memory grew by, at most, from before the
-model was loaded until it was spread; or RECIPE-RANK.error with the one line.
+For RECIPE.yaml the model of process RANK is models/RECIPE/RANK beside it, as on machines that share no disk. Each
+process leaves RECIPE-RANK.json, the bytes by which its resident memory grew, at most, until its model was ready to be
+trained; or RECIPE-RANK.error, the one line.
 """
 
 from __future__ import annotations
@@ -13,8 +14,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
-
 import dllm_rl
 from dllm_rl.errors import DllmRlError
 from dllm_rl.recipe import build
@@ -25,7 +24,7 @@ RANK = os.environ.get("RANK", "0")
 
 
 def resident(field: str) -> int:
-    """Bytes of this process's memory that are in the machine's: `VmRSS` now, `VmHWM` at most since `forget_peak`."""
+    """Bytes of this process that are in the machine's memory: `VmRSS` now, `VmHWM` at most since `forget_peak`."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024
 
@@ -36,41 +35,30 @@ def forget_peak() -> int:
     return resident("VmRSS")
 
 
-class Weighed(TrainerCallback):
-    """Writes down what beginning took: when the trainer is made, and when it begins (only then does FSDP spread)."""
+class Weighed(DiffusionTrainer):
+    """The trainer, with an account of what it took to have it."""
 
-    def __init__(self) -> None:
-        self.account = {"model": 0}
-
-    def weigh(self, trainer: DiffusionTrainer) -> None:
-        self.account |= {"made": resident("VmHWM") - Watched.before}
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, *_: Any, **__: Any) -> None:
-        self.account |= {"begun": resident("VmHWM") - Watched.before, "held": resident("VmRSS") - Watched.before}
-        place = Path(args.output_dir) / f"loaded-{RANK}.json"
-        place.parent.mkdir(exist_ok=True)
-        place.write_text(json.dumps(self.account))
-
-
-class Watched(DiffusionTrainer):
     before = 0
+    account = Path()
 
     def train(self, *arguments: Any, **options: Any) -> Any:
-        weighed = Weighed()
-        weighed.weigh(self)
-        self.add_callback(weighed)
+        self.account.write_text(json.dumps(resident("VmHWM") - self.before))
         return super().train(*arguments, **options)
+
+
+def run(recipe: Path) -> None:
+    report = recipe.with_name(f"{recipe.stem}-{RANK}")
+    Weighed.before, Weighed.account = forget_peak(), report.with_suffix(".json")
+    try:
+        dllm_rl.train(recipe, [f"model.path={recipe.parent / 'models' / recipe.stem / RANK}"])
+    except DllmRlError as error:
+        report.with_suffix(".error").write_text(str(error))
 
 
 if __name__ == "__main__":
     spread_small_weights()
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
-    vars(build)["DiffusionTrainer"] = Watched
+    vars(build)["DiffusionTrainer"] = Weighed
     for path in sys.argv[1:]:
-        Watched.before = forget_peak()
-        try:
-            dllm_rl.train(path)
-        except DllmRlError as error:
-            Path(path).with_name(f"{Path(path).stem}-{RANK}.error").write_text(str(error))
+        run(Path(path))
