@@ -30,7 +30,7 @@ from dllm_rl.recipe.output import RunFolder, check_owner, held, put_in_place, re
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import Found, clear_broken, could_not_write, find_whole, planned_updates, update_of
-from dllm_rl.training.compat import keep_precision, prepare_frozen, spread_now, weight_of_copy
+from dllm_rl.training.compat import keep_precision, prepare_frozen, spread_now, spread_weights_only, weight_of_copy
 from dllm_rl.training.divergence import Limits
 from dllm_rl.training.keeping import KeepWhole
 from dllm_rl.training.loading import load_together, loading_whole, spread_from_one
@@ -155,6 +155,7 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
         )
     keep_precision(model.network, trainer.accelerator)
     spread_now(model.network, trainer.accelerator)
+    spread_weights_only(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     return trainer

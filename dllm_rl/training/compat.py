@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,15 +18,17 @@ def prepare_frozen(network: nn.Module, accelerator: Accelerator) -> nn.Module:
 
     The same views must give equal scores under equal weights; a reference in another precision would not.
     """
-    keep_precision(network, accelerator)
-    spread_now(network, accelerator)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         from trl.models.utils import prepare_deepspeed
 
+        spread_now(network, accelerator)
         prepared: nn.Module = prepare_deepspeed(network, accelerator)
         return prepared
     if accelerator.distributed_type == DistributedType.FSDP:
-        return network
+        keep_precision(network, accelerator)
+        with _buffers_apart(network):
+            sharded: nn.Module = fsdp2_prepare_model(accelerator, network)  # TRL's would be gathered as one piece
+        return sharded
     held: nn.Module = accelerator.prepare_model(network, evaluation_mode=True)
     return held
 
@@ -40,41 +43,48 @@ def weight_of_copy(accelerator: Accelerator, from_one: bool) -> Callable[[Tensor
 
 
 def spread_now(network: nn.Module, accelerator: Accelerator) -> None:
-    """Under FSDP and DeepSpeed's third stage, leave every process its share of process 0's weights, one after another.
+    """Under DeepSpeed's third stage, leave every process its share of process 0's weights, one after another.
 
-    Preparing the network again later changes nothing.
+    Left to do it by itself, DeepSpeed would first have all of them in the dtype that it computes in, and on the device,
+    on every process.
     """
-    kind, plugin = accelerator.distributed_type, accelerator.state.deepspeed_plugin
-    if kind == DistributedType.FSDP:
-        _shard(network, accelerator)
-    elif kind == DistributedType.DEEPSPEED and plugin.zero_stage == 3:
-        _partition(network, plugin.dschf.config, accelerator.device)
-
-
-def _shard(network: nn.Module, accelerator: Accelerator) -> None:
-    """By FSDP, which spreads no buffers; accelerate stumbles over those that are saved with the weights."""
-    saved = [(module, set(module._buffers) - module._non_persistent_buffers_set) for module in network.modules()]
-    for module, names in saved:
-        module._non_persistent_buffers_set |= names
-    fsdp2_prepare_model(accelerator, network)
-    for module, names in saved:
-        module._non_persistent_buffers_set -= names
-
-
-def _partition(network: nn.Module, config: Any, device: torch.device) -> None:
-    """By DeepSpeed, in the dtype that it computes in.
-
-    Left to do it by itself, it would first have all of them in that dtype and on the device, on every process.
-    """
+    plugin = accelerator.state.deepspeed_plugin
+    if accelerator.distributed_type != DistributedType.DEEPSPEED or plugin.zero_stage != 3:
+        return
     import deepspeed
 
-    spreading = deepspeed.zero.Init(config_dict_or_path=config)
+    spreading = deepspeed.zero.Init(config_dict_or_path=plugin.dschf.config)
     for weight in network.parameters():
         if weight.is_floating_point() and spreading.dtype != torch.float32:
             weight.data = weight.data.to(spreading.dtype)
         spreading._convert_to_zero_parameters([weight])
     for buffer in network.buffers():
-        buffer.data = buffer.data.to(device)
+        buffer.data = buffer.data.to(accelerator.device)
+
+
+def spread_weights_only(network: nn.Module, accelerator: Accelerator) -> None:
+    """Have FSDP, when accelerate prepares this network, pass over the buffers that are saved with its weights."""
+    prepare = accelerator.prepare
+
+    def prepare_apart(*parts: Any, **options: Any) -> Any:
+        with _buffers_apart(network):
+            return prepare(*parts, **options)
+
+    if accelerator.distributed_type == DistributedType.FSDP:
+        accelerator.prepare = prepare_apart  # type: ignore[method-assign]
+
+
+@contextmanager
+def _buffers_apart(network: nn.Module) -> Iterator[None]:
+    """FSDP spreads no buffers, and accelerate takes what is saved for spread."""
+    saved = [(module, set(module._buffers) - module._non_persistent_buffers_set) for module in network.modules()]
+    for module, names in saved:
+        module._non_persistent_buffers_set |= names
+    try:
+        yield
+    finally:
+        for module, names in saved:
+            module._non_persistent_buffers_set -= names
 
 
 def keep_precision(network: nn.Module, accelerator: Accelerator) -> None:

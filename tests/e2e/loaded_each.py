@@ -41,9 +41,17 @@ class Weighed(DiffusionTrainer):
     before = 0
     account = Path()
 
-    def train(self, *arguments: Any, **options: Any) -> Any:
+    def create_optimizer(self, model: Any = None) -> Any:
+        self.weigh()  # DeepSpeed has spread the weights; what comes next is its optimiser's
+        return super().create_optimizer(model)
+
+    def create_scheduler(self, *arguments: Any, **options: Any) -> Any:
+        if self.is_fsdp_enabled:
+            self.weigh()  # now FSDP has too
+        return super().create_scheduler(*arguments, **options)
+
+    def weigh(self) -> None:
         self.account.write_text(json.dumps(resident("VmHWM") - self.before))
-        return super().train(*arguments, **options)
 
 
 def run(recipe: Path) -> None:
