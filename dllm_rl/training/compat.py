@@ -71,7 +71,7 @@ def spread_weights_only(network: nn.Module, accelerator: Accelerator) -> None:
             return prepare(*parts, **options)
 
     if accelerator.distributed_type == DistributedType.FSDP:
-        accelerator.prepare = prepare_apart  # type: ignore[method-assign]
+        accelerator.prepare = prepare_apart
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pytest
 from transformers import TrainingArguments
 
 from dllm_rl.errors import CheckpointError
+from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.recipe.load import load_recipe
 from dllm_rl.recipe.model import needs_weights_everywhere
 from dllm_rl.toys.model import tiny_llada
@@ -66,6 +67,11 @@ def test_some_models_are_made_from_weights_on_every_process(override: str, every
 
 def test_a_process_that_is_alone_reads() -> None:
     told: list[bool] = []
+
+    def load(reads: bool) -> DiffusionModel:
+        told.append(reads)
+        return tiny_llada(hidden=16, mlp=16)
+
     for from_one in (False, True):
-        load_together(lambda reads: told.append(reads) or tiny_llada(hidden=16, mlp=16), from_one)
+        load_together(load, from_one)
     assert told == [True, True]
