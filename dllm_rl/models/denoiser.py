@@ -26,6 +26,7 @@ from dllm_rl.models.attention import (
 )
 from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
 from dllm_rl.models.few import Few
+from dllm_rl.models.hollow import frozen_copy
 from dllm_rl.models.policy_head import refuse_missing
 from dllm_rl.models.save import save
 
@@ -280,15 +281,19 @@ class DiffusionModel:
                 "the model has no adapter to switch off and no frozen copy; call make_reference_copy() before training"
             )
 
-    def make_reference_copy(self, prepare: Callable[[nn.Module], nn.Module] | None = None) -> DiffusionModel:
+    def make_reference_copy(
+        self,
+        prepare: Callable[[nn.Module], nn.Module] | None = None,
+        weight_of: Callable[[Tensor], Tensor] | None = None,
+    ) -> DiffusionModel:
         """Keep a frozen copy of the weights as they are now, for `reference`. Costs the memory of a second model.
 
         Args:
             prepare: puts the copy where and how the trained network is; None leaves it as it is.
+            weight_of: gives the copy's weight for one of the network's, where `prepare` will replace it; None copies.
         """
-        network = copy.deepcopy(self._bare).requires_grad_(False).eval()
-        frozen = DiffusionModel(network, self.spec, self.tokenizer)
-        self._reference = frozen if prepare is None else frozen.with_network(prepare(network))
+        frozen = DiffusionModel(frozen_copy(self._bare, weight_of), self.spec, self.tokenizer)
+        self._reference = frozen if prepare is None else frozen.with_network(prepare(frozen.network))
         return self._reference
 
     def save(self, folder: str | Path, *, state_dict: dict[str, Tensor] | None = None) -> None:

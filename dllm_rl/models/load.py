@@ -18,6 +18,7 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from dllm_rl.errors import CheckpointError, RecipeError, one_line
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.families import family_of
+from dllm_rl.models.hollow import hollow_network
 from dllm_rl.models.lora import add_lora, load_adapter
 from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head, head_of, read_settings
 from dllm_rl.models.save import BASE
@@ -43,6 +44,7 @@ def load_model(
     quantization: str | None = None,
     revision: str | None = None,
     head: dict[str, Any] | None = None,
+    reads: bool = True,
 ) -> DiffusionModel:
     """Load a diffusion language model.
 
@@ -57,6 +59,7 @@ def load_model(
         tokenizer: where the tokenizer is, if not with the weights.
         quantization: "nf4" for 4-bit base weights (needs bitsandbytes and a GPU).
         head: a policy head that it must have, `{"type": "planner", ...}`; new unless the weights come with one.
+        reads: whether to read the base's weights; without, it is a place for them, see `dllm_rl.models.hollow`.
 
     Raises:
         CheckpointError: when files are missing or do not belong together.
@@ -77,6 +80,7 @@ def load_model(
         revision=revision,
         attn_implementation=attn_implementation,
         quantization=quantization,
+        reads=reads,
     )
     tokens = _tokenizer(tokenizer, [adapter, source], revision, network.config)
     spec = family.spec(network.config, tokens)
@@ -185,20 +189,26 @@ def _network(
     attn_implementation: str | None,
     quantization: str | None,
     revision: str | None,
+    reads: bool,
 ) -> Any:
     quantized = None if quantization is None else _quantization(quantization, device)
     _refuse_device(device)
     config = network_class.config_class.from_dict(fields)
     if dtype != "auto" and dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; expected 'auto' or one of {sorted(DTYPES)}")
+    kernels = {
+        "attn_implementation": attn_implementation,
+        "experts_implementation": "eager" if dtype == "float64" else None,  # grouped products stop at float32
+    }
+    if not reads:
+        return hollow_network(network_class, config, DTYPES.get(dtype, torch.float32), **kernels)
     try:
         with _without_report():
             network, found = network_class.from_pretrained(
                 source,
                 config=config,
                 dtype=DTYPES.get(dtype, "auto"),
-                attn_implementation=attn_implementation,
-                experts_implementation="eager" if dtype == "float64" else None,  # grouped products stop at float32
+                **kernels,
                 quantization_config=quantized,
                 device_map=None if quantization is None else {"": device},
                 revision=revision,

@@ -20,19 +20,20 @@ from dllm_rl.recipe.fit import check_options
 from dllm_rl.recipe.launch import (
     check_world,
     leave_process_group_at_exit,
-    load_whole,
     quieten,
+    set_length,
     training_arguments,
 )
 from dllm_rl.recipe.load import load_recipe, recipe_file
-from dllm_rl.recipe.model import make_model, needs_reference_copy
+from dllm_rl.recipe.model import make_model, needs_reference_copy, needs_weights_everywhere
 from dllm_rl.recipe.output import RunFolder, check_owner, held, put_in_place, record
 from dllm_rl.recipe.schema import Recipe
 from dllm_rl.recipe.source import load_data, make_source
 from dllm_rl.training.checkpoint import Found, clear_broken, could_not_write, find_whole, planned_updates, update_of
-from dllm_rl.training.compat import keep_precision, prepare_frozen
+from dllm_rl.training.compat import keep_precision, prepare_frozen, spread_now, spread_weights_only, weight_of_copy
 from dllm_rl.training.divergence import Limits
 from dllm_rl.training.keeping import KeepWhole
+from dllm_rl.training.loading import load_together, loading_whole, spread_from_one
 from dllm_rl.training.logging import Curve, EvaluateEvery, MetricsFile, Progress, accuracy_names, read_metrics
 from dllm_rl.training.manifest import problem_of
 from dllm_rl.training.spread import RecordSpread, Spread, refuse_unfit
@@ -130,14 +131,17 @@ def _own_checkpoint(output: Path) -> Path | None:
 
 def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     set_seed(recipe.train.arguments.get("seed", 42))  # for what users draw; every draw of ours has a key of its own
-    load_whole()
-    model = make_model(recipe, base)
-    rows = load_data(recipe, base, model)
-    arguments = training_arguments(recipe, len(rows))
+    arguments = training_arguments(recipe)
+    from_one = spread_from_one(arguments) and not needs_weights_everywhere(recipe)
+    with loading_whole(arguments):
+        model = load_together(lambda reads: make_model(recipe, base, reads), from_one)
+        rows = load_data(recipe, base, model)
+        set_length(arguments, recipe, len(rows))
+        source = make_source(recipe, base, rows, model, arguments.seed, arguments.device)
     trainer = DiffusionTrainer(
         model=model,
         algorithm=recipe.algorithm,
-        source=make_source(recipe, base, rows, model, arguments.seed, arguments.device),
+        source=source,
         args=arguments,
         views_per_forward=recipe.train.views_per_forward,
         head_learning_rate=recipe.train.head_learning_rate,
@@ -146,8 +150,12 @@ def _trainer(recipe: Recipe, base: Path) -> DiffusionTrainer:
     check_world(trainer)
     trainer.add_callback(RecordSpread(Spread.of(trainer.accelerator, trainer.layout)))
     if needs_reference_copy(recipe):
-        model.make_reference_copy(lambda network: prepare_frozen(network, trainer.accelerator))
+        model.make_reference_copy(
+            lambda network: prepare_frozen(network, trainer.accelerator), weight_of_copy(trainer.accelerator, from_one)
+        )
     keep_precision(model.network, trainer.accelerator)
+    spread_now(model.network, trainer.accelerator)
+    spread_weights_only(model.network, trainer.accelerator)
     trainer.evaluator = evaluator(recipe, base, model, trainer.accelerator, lambda: trainer.state.global_step)
     trainer.remove_callback(PrinterCallback)
     return trainer

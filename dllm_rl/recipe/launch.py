@@ -44,11 +44,11 @@ def _device_arguments() -> dict[str, Any]:
     return {"use_cpu": True, **({"ddp_backend": "gloo"} if world_size() > 1 else {})}
 
 
-def training_arguments(recipe: Recipe, num_rows: int) -> TrainingArguments:
-    """TrainingArguments of a recipe.
+def training_arguments(recipe: Recipe) -> TrainingArguments:
+    """TrainingArguments of a recipe, their number of updates still to be set; the processes have met when it returns.
 
     Raises:
-        RecipeError: the number of updates is missing, or does not fit the updates made from one rollout.
+        RecipeError: the number of updates is missing, or there are no such arguments.
     """
     given = dict(recipe.train.arguments)
     if under_deepspeed() and not torch.cuda.is_available():
@@ -57,7 +57,8 @@ def training_arguments(recipe: Recipe, num_rows: int) -> TrainingArguments:
     given.setdefault("log_level", "error")
     given.setdefault("log_level_replica", "error")
     given.setdefault("ddp_find_unused_parameters", False)  # every forward uses every weight that is trained
-    given["max_steps"] = _max_steps(recipe, given, num_rows)
+    if given.get("max_steps", -1) <= 0 and "num_train_epochs" not in given:
+        raise RecipeError("train: the run has no length; give max_steps (updates) or num_train_epochs")
     arguments = {
         **_device_arguments(),
         **given,
@@ -69,22 +70,23 @@ def training_arguments(recipe: Recipe, num_rows: int) -> TrainingArguments:
         "remove_unused_columns": False,
     }
     try:
-        made = TrainingArguments(**arguments)
+        return TrainingArguments(**arguments)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"train: {error}") from error
-    _check_windows(recipe, made)
-    return made
 
 
-def _max_steps(recipe: Recipe, given: dict[str, Any], num_rows: int) -> int:
-    if given.get("max_steps", -1) > 0:
-        return int(given["max_steps"])
-    if "num_train_epochs" not in given:
-        raise RecipeError("train: the run has no length; give max_steps (updates) or num_train_epochs")
-    accumulation = given.get("gradient_accumulation_steps", 1)
-    rows_per_update = given.get("per_device_train_batch_size", 8) * accumulation * world_size()
-    windows = math.ceil(given["num_train_epochs"] * num_rows / rows_per_update)
-    return int(windows * recipe.algorithm.num_iterations)
+def set_length(arguments: TrainingArguments, recipe: Recipe, num_rows: int) -> None:
+    """Set the number of updates, which epochs give only when the rows are known.
+
+    Raises:
+        RecipeError: it does not fit the updates made from one rollout.
+    """
+    if arguments.max_steps <= 0:
+        accumulation = arguments.gradient_accumulation_steps
+        rows_per_update = arguments.per_device_train_batch_size * accumulation * world_size()
+        windows = math.ceil(arguments.num_train_epochs * num_rows / rows_per_update)
+        arguments.max_steps = windows * recipe.algorithm.num_iterations
+    _check_windows(recipe, arguments)
 
 
 def _check_windows(recipe: Recipe, arguments: TrainingArguments) -> None:
@@ -165,17 +167,6 @@ def leave_process_group() -> None:
         for held in ("logger", "reducer"):
             wrapper.__dict__.pop(held, None)
     distributed.destroy_process_group()
-
-
-def load_whole() -> None:
-    """Have the next model loaded as it is: a run before it in this process left transformers spreading what it loads.
-
-    Under DeepSpeed's third stage a network must be whole when adapters are put on it and a frozen copy is made.
-    """
-    if under_deepspeed():
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
-
-        unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def _skip_compiled_communication() -> None:

@@ -19,15 +19,18 @@ from dllm_rl.toys.tokenizer import character_tokenizer
 _TOY = "toy:llada"
 
 
-def make_model(recipe: Recipe, base: Path) -> DiffusionModel:
+def make_model(recipe: Recipe, base: Path, reads: bool = True) -> DiffusionModel:
     """The policy with its tokenizer.
+
+    Args:
+        reads: whether this process reads the weights; see `load_model`.
 
     Raises:
         RecipeError: there is no tokenizer, a procedural model is not known, or a sampler asks a head that it lacks.
         CheckpointError: the weights cannot be loaded.
     """
     section = recipe.model
-    model = _toy(recipe) if section.path.startswith("toy:") else _loaded(recipe, base)
+    model = _toy(recipe) if section.path.startswith("toy:") else _loaded(recipe, base, reads)
     if model.tokenizer is None:
         raise RecipeError(
             f"model.path: {section.path} has no tokenizer files, and training reads and writes text; put a tokenizer "
@@ -47,7 +50,17 @@ def needs_reference_copy(recipe: Recipe) -> bool:
     return recipe.algorithm.needs_reference and (recipe.model.lora is None or recipe.model.adapter is not None)
 
 
-def _loaded(recipe: Recipe, base: Path) -> DiffusionModel:
+def needs_weights_everywhere(recipe: Recipe) -> bool:
+    """Whether a process could not make the model without reading its weights: it is drawn, quantized, or an adapter's
+    first values come from them.
+    """
+    section = recipe.model
+    first_values = (section.lora or {}).get("init_lora_weights", True)
+    own = first_values in (True, False, "gaussian")
+    return section.path.startswith("toy:") or section.quantization is not None or not own
+
+
+def _loaded(recipe: Recipe, base: Path, reads: bool) -> DiffusionModel:
     section = recipe.model
     if section.options:
         raise RecipeError(f"model.options: only for procedural models such as {_TOY}; remove it")
@@ -65,6 +78,7 @@ def _loaded(recipe: Recipe, base: Path) -> DiffusionModel:
         quantization=section.quantization,
         revision=section.revision,
         head=head_settings(recipe),
+        reads=reads,
     )
 
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from dllm_rl.errors import CheckpointError
 from dllm_rl.models.denoiser import DiffusionModel
 from dllm_rl.models.load import load_model
+from dllm_rl.training.loading import load_together
 from dllm_rl.training.manifest import is_finished, problem_of
 from dllm_rl.training.spread import as_held
 
@@ -109,8 +111,9 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
             )
         set_peft_model_state_dict(network, {name: as_held(found[name], expected[name]) for name in sorted(found)})
         return
-    loaded = load_model(folder, dtype=str(network.dtype).removeprefix("torch.")).network.state_dict()
-    held = network.state_dict()
+    held, dtype = network.state_dict(), str(network.dtype).removeprefix("torch.")
+    shared = any(isinstance(tensor, DTensor) for tensor in held.values())
+    loaded = load_together(lambda reads: load_model(folder, dtype=dtype, reads=reads), shared).network.state_dict()
     wanted = {name: tensor.shape for name, tensor in held.items()}
     if wrong := sorted({*wanted.items()} ^ {(name, tensor.shape) for name, tensor in loaded.items()}):
         raise CheckpointError(
@@ -118,7 +121,8 @@ def load_weights(model: DiffusionModel, folder: str | Path) -> None:
             f"as {wrong[0][0]}; resume with the recipe it was made with"
         )
     with torch.no_grad():
-        network.load_state_dict({name: as_held(loaded[name], held[name]) for name in sorted(held)}, strict=True)
+        for name in sorted(held):
+            held[name].copy_(as_held(loaded[name], held[name]))
 
 
 def could_not_write(error: BaseException | None, output: Path) -> bool:

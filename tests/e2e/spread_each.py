@@ -20,6 +20,7 @@ import torch
 from accelerate import DeepSpeedPlugin, PartialState
 from accelerate.utils import DistributedType
 from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 import dllm_rl
 from dllm_rl.errors import DllmRlError
@@ -111,8 +112,21 @@ def shard_on_cpu() -> None:
     PartialState.__init__ = disguised
 
 
+def read_on_one_process() -> None:
+    """Let no process but the first load a network, where weights are spread from that one."""
+    stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if os.environ.get("RANK", "0") == "0" or (stage != "3" and os.environ.get("ACCELERATE_USE_FSDP") != "true"):
+        return
+
+    def refused(*_: Any, **__: Any) -> None:
+        raise AssertionError("a process that gets its weights from another one reads them")
+
+    PreTrainedModel.from_pretrained = refused
+
+
 if __name__ == "__main__":
     spread_small_weights()
+    read_on_one_process()
     if os.environ.get("ACCELERATE_USE_FSDP") == "true":
         shard_on_cpu()
     vars(build)["DiffusionTrainer"] = Watched

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 import dllm_rl
 from dllm_rl.models.export import export_merged, export_official
+from dllm_rl.toys.families import tiny_llada2
 from dllm_rl.toys.model import build
 from dllm_rl.toys.tokenizer import character_tokenizer
 from tests.e2e import runs
@@ -28,8 +29,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "cj_grpo": {"type": "cj_grpo", "updates_per_rollout": 5, "reduction": "token", **KL},
 }
 RUNS = [f"{algorithm}-{kind}" for algorithm in ALGORITHMS for kind in ("full", "lora")]
-HEADS = ["dultra-full", "tied-full", "tied-lora"]
-"""Networks of other shapes: with a planner, whose weights are no layer's, and with one matrix at both ends."""
+HEADS = ["dultra-full", "tied-full", "tied-lora", "moe-full"]
+"""Networks of other shapes: a planner, whose weights are no layer's; one matrix at both ends; buffers with weights."""
 RESUMED = ["diffu_grpo-full", "vrpo-lora"]
 CHECKPOINTED = ("vrpo-lora", "diffu_grpo-full", "cj_grpo-lora", "tied-full")
 """With activations computed again in the backward, of every group of views."""
@@ -61,6 +62,7 @@ class Bench:
         }
         tied |= {"max_position_embeddings": 64, "rope_theta": 500000.0, "weight_tying": True}
         build("LLaDAModelLM", tied, character_tokenizer(), seed=1).save(self.folder / "tied")
+        tiny_llada2().save(self.folder / "moe")
         self.launched: set[str] = set()
 
     def recipe(self, launch: str, name: str, processes: int, resume: Path | None = None) -> Path:
@@ -82,8 +84,8 @@ class Bench:
             tree["train"]["bf16"] = True
         if kind == "lora":
             tree["model"]["lora"] = LORA
-        if algorithm == "tied":
-            tree["model"]["path"] = str(self.folder / "tied")
+        if algorithm in ("tied", "moe"):
+            tree["model"]["path"] = str(self.folder / algorithm)
         if resume is not None:
             tree["train"]["resume_from_checkpoint"] = str(resume)
         if "reward" in tree:  # every run keeps its own record of rollouts
