@@ -223,7 +223,7 @@ class DiffusionModel:
         inputs, seen = self._seen(few.canvas, few.attend, None, prefixes)
         row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
-        home = None if prefixes is None else prefixes.home(few.canvas)
+        home = None if prefixes is None else prefixes.home.to(canvas.device)
         rows, place = few.flat(self._rows(few.where, seen[few.place]), home)
         inputs.update(rows=rows, place=place, unconditional_ids=few.blind)
         inputs.update(temperature=None if temperature is None else temperature[row])
