@@ -40,7 +40,7 @@ class Piece(NamedTuple):
     end: int
     cut: int
     behind: bool
-    """The cut, and so looks at itself too; what is before the cut finds itself among its group's columns."""
+    """Whether it is what is behind the cut, and looks at itself too. The rest finds itself among its group's."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class Prefixes:
 
     def cost(self) -> float:
         """Of the forward, in columns."""
-        return sum(1 for _ in self.pieces()) * _cost(self.width, self.before + self.width)
+        rows = sum(len(rows) + -(-cut // self.width) for rows, cut in self.groups)
+        return rows * _cost(self.width, self.before + self.width)
 
     @property
     def before(self) -> int:
@@ -109,7 +110,7 @@ class Prefixes:
             "input_ids": canvas[row, position],
             "attention_mask": mask_of_pairs(torch.cat([earlier, own], dim=2), network),
             "position_ids": position,
-            "past_key_values": SharedKeys(home[row, first].masked_fill(first >= cut, 0)),
+            "past_key_values": SharedKeys(home[row, first]),
         }
 
 
@@ -120,7 +121,7 @@ class SharedKeys(Cache):
     """
 
     def __init__(self, source: Int64[Tensor, "R C"]) -> None:
-        """Take what each row looks at first, as flat indices into [R * W]."""
+        """Take what stands first beside each row, as flat indices into [R * W]; the mask hides what is not shared."""
         super().__init__(layers=[])
         self.source = source
 
@@ -133,7 +134,7 @@ class SharedKeys(Cache):
     def _beside(self, own: Float[Tensor, "R H W D"]) -> Float[Tensor, "R H K D"]:
         flat = own.transpose(1, 2).flatten(2).flatten(0, 1)
         # As an embedding, since the gradient of one is added up in a fixed order on every device.
-        begin = nn.functional.embedding(self.source, flat).unflatten(2, (own.shape[1], own.shape[3]))
+        begin = nn.functional.embedding(self.source, flat).view(*self.source.shape, own.shape[1], own.shape[3])
         return torch.cat([begin.transpose(1, 2), own], dim=2)
 
 
@@ -157,8 +158,7 @@ def _begin_alike(canvas: Int64[Tensor, "U M"]) -> tuple[list[int], list[int]]:
     """Rows in an order in which those that begin alike are neighbours, and in how many columns neighbours do."""
     order = torch.unique(canvas, dim=0, return_inverse=True)[1].argsort()
     ordered = canvas[order]
-    alike = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
-    return order.tolist(), alike.long().cumprod(1).sum(1).tolist()
+    return order.tolist(), (ordered[1:] == ordered[:-1]).long().cumprod(1).sum(1).tolist()
 
 
 def _ways(order: list[int], whole: list[int], length: list[int], block: int) -> Iterator[tuple[list[Group], int]]:
