@@ -49,7 +49,7 @@ endurance: .venv/.installed
 
 # Speed and memory against plain transcriptions of published code, decoding and estimators: every number of docs/benchmarks.md and
 # docs/estimators.md, about 40 minutes on two idle CPU cores with 8 GB free. `--quick` after one of the commands says in seconds whether it still runs.
-BENCHMARKS := update rollout step scaling
+BENCHMARKS := update layout rollout step scaling
 benchmarks: .venv/.installed
 	for name in $(BENCHMARKS); do $(PY) -m benchmarks.$$name || exit 1; done
 	$(PY) benchmarks/vocabulary.py

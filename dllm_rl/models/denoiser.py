@@ -28,6 +28,7 @@ from dllm_rl.models.cache import ColumnCache, Visit, refuse_mismatch
 from dllm_rl.models.few import Few
 from dllm_rl.models.hollow import frozen_copy
 from dllm_rl.models.policy_head import refuse_missing
+from dllm_rl.models.prefixes import Prefixes
 from dllm_rl.models.save import save
 
 
@@ -200,7 +201,8 @@ class DiffusionModel:
     ) -> TokenScores:
         """Log-probabilities of `tokens` at `where` given `canvas`; differentiable, never holds logits of all positions.
 
-        The network runs on no column that is padding in every row, and once for rows that show it the same.
+        The network runs on no column that is padding in every row, and once for rows that show it the same. A
+        block-causal one runs once the blocks that rows begin with alike.
 
         Args:
             transform: the distribution to score under; None is the full softmax at temperature 1.
@@ -218,10 +220,12 @@ class DiffusionModel:
         self._refuse_mismatch(canvas, where)
         guides = cfg_scale is not None or (transform is not None and transform.cfg_scale)
         few = Few.of(canvas, where, attend, self._without(canvas, prompt) if guides else None, open)
-        inputs, seen = self._seen(few.canvas, few.attend, None)
+        prefixes = self._prefixes(few)
+        inputs, seen = self._seen(few.canvas, few.attend, None, prefixes)
         row = where.nonzero()[:, 0]
         inputs.update(tokens=tokens[where].long(), transform=transform, entropy=entropy)
-        rows, place = few.flat(self._rows(few.where, seen[few.place]))
+        home = None if prefixes is None else prefixes.home.to(canvas.device)
+        rows, place = few.flat(self._rows(few.where, seen[few.place]), home)
         inputs.update(rows=rows, place=place, unconditional_ids=few.blind)
         inputs.update(temperature=None if temperature is None else temperature[row])
         inputs.update(cfg_scale=None if cfg_scale is None else cfg_scale[row])
@@ -308,11 +312,20 @@ class DiffusionModel:
         positions: Int64[Tensor, "B N"] | None,
     ) -> dict[str, Any]:
         self._refuse_mismatch(canvas, where)
-        inputs, seen = self._seen(canvas, attend, positions)
+        inputs, seen = self._seen(canvas, attend, positions, None)
         return {**inputs, "rows": self._rows(where, seen)}
 
+    def _prefixes(self, few: Few) -> Prefixes | None:
+        """What the rows begin with alike, where the model's pattern allows to run that once."""
+        takes_pairs = self.config._attn_implementation in ("sdpa", "eager")
+        return Prefixes.of(few, self.spec.block_size) if self.spec.block_size and takes_pairs else None
+
     def _seen(
-        self, canvas: Int[Tensor, "B N"], attend: Attend, positions: Int64[Tensor, "B N"] | None
+        self,
+        canvas: Int[Tensor, "B N"],
+        attend: Attend,
+        positions: Int64[Tensor, "B N"] | None,
+        prefixes: Prefixes | None,
     ) -> tuple[dict[str, Any], Bool[Tensor, "B N"]]:
         """What the network is given of a canvas, and which positions are no padding."""
         refuse_flex_on_cpu(self._bare, canvas.device)
@@ -321,6 +334,8 @@ class DiffusionModel:
         length = canvas.shape[1] if positions is None else int(positions.max()) + 1
         self._refuse_too_long(length, 2 if two_streams else 1)
         seen = seen_positions(attend, canvas.shape, canvas.device)
+        if prefixes is not None:
+            return prefixes.inputs(canvas, self._bare), seen
         positions = position_ids(attend, seen) if positions is None else positions
         mask = attention_mask(attend, seen, positions, self._bare)
         return {"input_ids": canvas, "attention_mask": mask, "position_ids": positions}, seen

@@ -53,10 +53,18 @@ class Few:
         assert shown is not None
         return cls(shown, seen, unseen, opened, where, place, columns - start)
 
-    def flat(self, rows: Int64[Tensor, " T"]) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " T"]]:
-        """Flat indices into [B * M] as indices into [U * M], each different one once, and which of them each was."""
+    def flat(
+        self, rows: Int64[Tensor, " T"], home: Int64[Tensor, "U M"] | None = None
+    ) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " T"]]:
+        """Flat indices into [B * M] as indices into [U * M], each different one once, and which of them each was.
+
+        Args:
+            home: where else each position of [U, M] is run; see `Prefixes`.
+        """
         width = self.canvas.shape[1]
         moved = self.place[rows // width] * width + rows % width
+        if home is not None:
+            moved = home.flatten()[moved]
         different, which = torch.unique(moved, return_inverse=True)
         return different, which
 

@@ -15,6 +15,7 @@ from dllm_rl.diffusion.transform import Transform, guide
 from dllm_rl.errors import ModelContractError
 from dllm_rl.models.chosen import chosen_logp
 from dllm_rl.models.policy_head import HEADS, POLICY_HEAD, attach_head
+from dllm_rl.models.prefixes import SharedKeys
 
 ROWS_PER_CHUNK = 512
 """Rows of whole logits alive at once, where they are needed: 0.26 GB of float32 with LLaDA's vocabulary."""
@@ -205,9 +206,10 @@ class ScoresRows:
         return scores, self.planner(hidden, open, time, attention_mask, position_ids)  # type: ignore[attr-defined]
 
     def _hidden(self, ids: Tensor | None, inputs: dict[str, Any]) -> Float[Tensor, "B N H"]:
-        output = self.model(  # type: ignore[attr-defined]
-            input_ids=ids, use_cache=inputs["past_key_values"] is not None, **inputs
-        )
+        for layer in self.model.layers:  # type: ignore[attr-defined]
+            # Layers under activation checkpointing drop a cache, since most would be filled twice.
+            layer._can_checkpoint_with_cache = isinstance(inputs["past_key_values"], SharedKeys)
+        output = self.model(input_ids=ids, use_cache=False, **inputs)  # type: ignore[attr-defined]
         return output.last_hidden_state  # type: ignore[no-any-return]
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks of updates, rollouts, steps and processes still run, and print a table of both sides."""
+"""Benchmarks of updates, rollouts, steps, rows and processes still run, and print a table of both sides."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ LINES = {
     "update": ["diffu-GRPO", "VRPO", "CJ-GRPO"],
     "rollout": ["plain", "llada", "rl"],
     "step": ["rollout", "reward", "scoring", "backward", "optimiser", "all"],
+    "layout": ["6 completions of 64 after a prompt of 200", "6 completions of one prompt of 30, 2 a forward"],
     "scaling": ["diffu-GRPO, plain", "diffu-GRPO, dllm_rl"],
 }
 
