@@ -124,21 +124,26 @@ def _chosen_logp_backward(
     of_weight: bool,
 ) -> tuple[Float[Tensor, "U H"], Float[Tensor, ...]]:
     """Gradients of the hidden states and, if wanted, of the weight (else empty)."""
-    of_row = hidden.new_zeros(hidden.shape[0]).index_add_(0, row, gradient)[:, None]
+    of_row = _add(hidden.new_zeros(hidden.shape[0]), row, gradient)[:, None]
     weighted, minus = gradient[:, None] * hidden[row], -of_row * hidden
-    to_hidden, expected = torch.zeros_like(hidden), torch.zeros_like(hidden)
+    to_hidden = _add(torch.zeros_like(hidden), row, gradient[:, None] * weight[tokens].to(hidden.dtype))
+    expected = torch.zeros_like(hidden)
     to_weight = torch.empty_like(weight) if of_weight else weight.new_empty(0)
     with torch.autocast(hidden.device.type, enabled=False):
         for tile in _tiles(hidden, weight, row, tokens, forbidden_ids, log_total):
             probs = tile.logits.exp_()
             expected.addmm_(probs, tile.weight)
-            to_hidden.index_add_(0, tile.row, gradient[tile.chosen, None] * tile.weight[tile.column])
             if of_weight:
                 part = to_weight[tile.start : tile.start + len(tile.weight)]
                 wide = part if part.dtype == hidden.dtype else torch.empty_like(part, dtype=hidden.dtype)
-                torch.mm(probs.T, minus, out=wide).index_add_(0, tile.column, weighted[tile.chosen])
+                _add(torch.mm(probs.T, minus, out=wide), tile.column, weighted[tile.chosen])
                 part.copy_(wide)  # nothing, if it is the same
     return to_hidden.sub_(expected.mul_(of_row)), to_weight
+
+
+def _add(total: Tensor, place: Int64[Tensor, " n"], parts: Tensor) -> Tensor:
+    """Add parts where they belong, repeated places in a fixed order; far cheaper here than `index_add_`."""
+    return total.index_put_((place,), parts, accumulate=True)
 
 
 @_chosen_logp.register_fake
