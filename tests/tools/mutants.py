@@ -1,4 +1,4 @@
-"""Break diffusion/ and objectives/ one expression at a time and see whether a fast test notices.
+"""Break diffusion/, objectives/ and the head's sums one expression at a time and see whether a fast test notices.
 
     .venv/bin/python tests/tools/mutants.py [dllm_rl/diffusion/corruption.py ...]
 
@@ -30,6 +30,8 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENTS = Path(__file__).with_name("equivalent_mutants.txt")
 PACKAGES = ("dllm_rl/diffusion", "dllm_rl/objectives")
+ONLY_TESTS = {"dllm_rl/models/chosen.py": "tests/models/test_[cf]*.py"}
+"""Single modules of other packages, with the tests that are to notice."""
 MORE_TESTS = {  # beside the tests of the package itself
     "dllm_rl/diffusion/trajectory.py": "tests/samplers/test_*.py",
     "dllm_rl/diffusion/ledger.py": "tests/samplers/test_*.py",
@@ -248,7 +250,7 @@ def tests_for(file: str) -> list[list[str]]:
     """The file's own tests, of which most mutants die; then those of its package and what else is listed for it."""
     package = Path(file).parent.name
     own = ROOT / f"tests/{package}/test_{Path(file).stem}.py"
-    rest = sorted(ROOT.glob(f"tests/{package}/test_*.py"))
+    rest = sorted(ROOT.glob(ONLY_TESTS.get(file, f"tests/{package}/test_*.py")))
     if file in MORE_TESTS:
         rest += sorted(ROOT.glob(MORE_TESTS[file]))
     return [[str(own)] if own.exists() else [], [str(test) for test in rest if test != own]]
@@ -346,7 +348,8 @@ def preload() -> None:
 
     assert all((jaxtyping, numpy, pytest, transformers))
     torch.set_num_threads(1)
-    early = [name for name in sys.modules if name.startswith(tuple(p.replace("/", ".") for p in PACKAGES))]
+    mutated = tuple(place.removesuffix(".py").replace("/", ".") for place in (*PACKAGES, *ONLY_TESTS))
+    early = [name for name in sys.modules if name.startswith(mutated)]
     assert not early, f"imported before they could be replaced: {early}"
     gc.freeze()  # or every child would walk all of the above
     sys.path.insert(0, str(ROOT))
@@ -364,10 +367,11 @@ def check_unbroken(files: Sequence[str]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="default: every module of diffusion/ and objectives/")
-    files = parser.parse_args().files or [
-        str(path.relative_to(ROOT)) for folder in PACKAGES for path in sorted((ROOT / folder).glob("*.py"))
-    ]
+    parser.add_argument(
+        "files", nargs="*", help="default: every module of diffusion/ and objectives/, and models/chosen.py"
+    )
+    folders = [str(path.relative_to(ROOT)) for folder in PACKAGES for path in sorted((ROOT / folder).glob("*.py"))]
+    files = parser.parse_args().files or [*folders, *ONLY_TESTS]
     start = time.monotonic()
     os.chdir(ROOT)
     preload()
