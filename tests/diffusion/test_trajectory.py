@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dllm_rl.diffusion.trajectory import Events, Op, Trajectory
+from dllm_rl.diffusion.trajectory import Events, Op, Predictions, Trajectory
 from dllm_rl.diffusion.transform import Transform
 
 MASK, EOS = 9, 8
@@ -127,6 +127,20 @@ def test_blocks_are_joined_if_all_parts_recorded_them(trajectory):
     joined = Trajectory.concatenate([cut.select([1]), cut])
     assert joined.block_of.tolist() == [[0, 1, 1], [0, 0, 1], [0, 1, 1]]
     assert Trajectory.concatenate([cut, trajectory]).block_of is None
+
+
+def test_joined_predictions_go_on_with_what_each_row_has_written(trajectory):
+    """Rows of a part that took fewer steps, two of them, in front of one that took more."""
+    twice = trajectory.select([1, 1])
+    made = Predictions(torch.arange(12).view(2, 2, 3), -torch.arange(12).view(2, 2, 3).double())
+    short = replace(twice, selection_logp=twice.selection_logp[:, :2], predictions=made)
+    known = Predictions(torch.full((2, 3, 3), 5), torch.full((2, 3, 3), -1.0).double())
+    joined = Trajectory.concatenate([short, replace(trajectory, predictions=known)]).predictions
+    assert joined is not None and joined.tokens.shape == joined.logq.shape == (4, 3, 3)
+    assert torch.equal(joined.tokens[:2, :2], made.tokens) and torch.equal(joined.logq[:2, :2], made.logq)
+    assert joined.tokens[:2, 2].tolist() == [[7, 2, 3]] * 2 and joined.logq[:2, 2].abs().sum() == 0
+    assert torch.equal(joined.tokens[2:], known.tokens) and torch.equal(joined.logq[2:], known.logq)
+    assert Trajectory.concatenate([short, trajectory]).predictions is None
 
 
 def test_one_part_joined_is_that_part(trajectory):
