@@ -139,3 +139,12 @@ def test_fewer_than_one_token_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k is 0; expected at least 1"):
         Transform(top_k=0)
     assert Transform(top_k=1, top_p=1.0) == Transform(1.0, 0.0, (), 1.0, 1)
+
+
+def test_a_strength_per_row_is_rounded_once_as_a_number_is() -> None:
+    conditional, unconditional = LOGITS.float(), LOGITS.flip(0).float()
+    scales = [0.3, 1.7]
+    found = guide(conditional, unconditional, torch.tensor(scales, dtype=torch.float64)[:, None])
+    assert found.dtype == torch.float32
+    for row, scale in enumerate(scales):
+        assert torch.equal(found[row], guide(conditional[row], unconditional[row], scale))
