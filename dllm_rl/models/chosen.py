@@ -63,6 +63,8 @@ def _tiles(
 
     Args:
         shift: [U, 1], taken off the logits.
+
+    Products here write into what is given, and autocast leaves such products alone.
     """
     rows, vocabulary = hidden.shape[0], weight.shape[0]
     budget = TILE_ON_CPU if hidden.device.type == "cpu" else TILE
@@ -99,11 +101,10 @@ def _chosen_logp(
     logp = hidden.new_empty(tokens.shape[0])
     largest = hidden.new_full((rows, 1), torch.finfo(hidden.dtype).min)
     total = hidden.new_zeros(rows, 1)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for tile in _tiles(hidden, weight, row, tokens, forbidden_ids, hidden.new_zeros(1, 1)):
-            logp[tile.chosen] = tile.logits[tile.row, tile.column]
-            before, largest = largest, torch.maximum(largest, tile.logits.amax(1, keepdim=True))
-            total.mul_(before.sub_(largest).exp_()).add_(tile.logits.sub_(largest).exp_().sum(1, keepdim=True))
+    for tile in _tiles(hidden, weight, row, tokens, forbidden_ids, hidden.new_zeros(1, 1)):
+        logp[tile.chosen] = tile.logits[tile.row, tile.column]
+        before, largest = largest, torch.maximum(largest, tile.logits.amax(1, keepdim=True))
+        total.mul_(before.sub_(largest).exp_()).add_(tile.logits.sub_(largest).exp_().sum(1, keepdim=True))
     return logp - (largest[row, 0] + total[row, 0].log()), largest + total.log()
 
 
@@ -129,15 +130,14 @@ def _chosen_logp_backward(
     to_hidden = _add(torch.zeros_like(hidden), row, gradient[:, None] * weight[tokens].to(hidden.dtype))
     expected = torch.zeros_like(hidden)
     to_weight = torch.empty_like(weight) if of_weight else weight.new_empty(0)
-    with torch.autocast(hidden.device.type, enabled=False):
-        for tile in _tiles(hidden, weight, row, tokens, forbidden_ids, log_total):
-            probs = tile.logits.exp_()
-            expected.addmm_(probs, tile.weight)
-            if of_weight:
-                part = to_weight[tile.start : tile.start + len(tile.weight)]
-                wide = part if part.dtype == hidden.dtype else torch.empty_like(part, dtype=hidden.dtype)
-                _add(torch.mm(probs.T, minus, out=wide), tile.column, weighted[tile.chosen])
-                part.copy_(wide)  # nothing, if it is the same
+    for tile in _tiles(hidden, weight, row, tokens, forbidden_ids, log_total):
+        probs = tile.logits.exp_()
+        expected.addmm_(probs, tile.weight)
+        if of_weight:
+            part = to_weight[tile.start : tile.start + len(tile.weight)]
+            wide = part if part.dtype == hidden.dtype else torch.empty_like(part, dtype=hidden.dtype)
+            _add(torch.mm(probs.T, minus, out=wide), tile.column, weighted[tile.chosen])
+            part.copy_(wide)  # nothing, if it is the same
     return to_hidden.sub_(expected.mul_(of_row)), to_weight
 
 
