@@ -1,4 +1,4 @@
-"""The output head that scores tokens in chunks, and the forward that reaches it through any wrapper of the network."""
+"""The output head that scores tokens piece by piece, and the forward that reaches it through any wrapper."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ class TokenHead(nn.Linear):
         if tokens is None:
             return self._logits(hidden)
         if place is not None and (temperature is not None or cfg_scale is not None):
-            hidden, unconditional = hidden[place], None if unconditional is None else unconditional[place]
+            hidden, unconditional = _rows(hidden, place), None if unconditional is None else _rows(unconditional, place)
             place = None
         transform = transform or Transform()
         hidden = _scaled(self._wide(hidden), unconditional, transform, temperature, cfg_scale)
         place = torch.arange(len(tokens), device=tokens.device) if place is None else place
         if entropy or transform.truncates:
-            return self._score_in_chunks(hidden[place], tokens, replace(transform, temperature=1.0), entropy)
+            return self._score_in_chunks(_rows(hidden, place), tokens, replace(transform, temperature=1.0), entropy)
         return TokenScores(chosen_logp(hidden, self.weight, place, tokens, transform.forbidden_ids), None)
 
     def _wide(self, hidden: Float[Tensor, "*rows H"]) -> Float[Tensor, "*rows H"]:
@@ -97,6 +97,11 @@ class TokenHead(nn.Linear):
         log_probs = transform.scaled_(self._logits(hidden)).log_softmax(1)
         logp = log_probs.gather(1, tokens[:, None])[:, 0]
         return logp, entropy_of(log_probs) if entropy else logp[:0]
+
+
+def _rows(hidden: Float[Tensor, "U H"], place: Int64[Tensor, " T"]) -> Float[Tensor, "T H"]:
+    """Rows, some of them repeated. As an embedding, whose gradient is added up in a fixed order on every device."""
+    return nn.functional.embedding(place, hidden)
 
 
 def _scaled(

@@ -81,7 +81,7 @@ def load_adapter(network: Any, folder: str | Path, trainable: bool) -> PeftModel
 def _refuse_head(wrapped: PeftModel) -> None:
     if isinstance(wrapped.get_base_model().lm_head, BaseTunerLayer):
         raise ModelContractError(
-            "the adapter covers the output head, which scores tokens in chunks; remove lm_head from target_modules"
+            "the adapter covers the output head, which scores tokens piece by piece; remove lm_head from target_modules"
         )
 
 

@@ -53,9 +53,9 @@ def _agreed(make: Callable[[], T]) -> T:
         made = [make()]
     except DllmRlError as here:
         error = here
-    for each in gather_object([error]):
-        if each is not None:
-            raise error or each
+    first = next((each for each in gather_object([error]) if each is not None), None)
+    if first is not None:
+        raise first
     return made[0]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from dllm_rl.models import chosen
 from dllm_rl.models.chosen import chosen_logp
+from dllm_rl.models.heads import TokenHead
 
 U, H, V = 6, 5, 40
 FORBIDDEN = (0, 14, 15, 16, 17, 18, 19, 20, 39)
@@ -127,6 +128,46 @@ def test_a_hidden_state_of_no_number_is_seen(width: int) -> None:
 def test_a_forbidden_token_has_probability_zero(width: int) -> None:
     found = chosen_logp(*some(), ROW[:2], torch.tensor([14, 13]), FORBIDDEN)
     assert found[0] == float("-inf") and found[1].isfinite()
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_two_threads_add_in_one_order(two_threads: None) -> None:
+    """Of sums over many tokens of few rows and few ids: killed and resumed runs end bit for bit alike."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(6, 64, generator=generator), torch.randn(50, 64, generator=generator)
+    row, tokens = (torch.randint(0, high, (4096,), generator=generator) for high in (6, 50))
+    gradient = torch.randn(4096, generator=generator)
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    first, *others = [
+        torch.autograd.grad((chosen_logp(*inputs, row, tokens) * gradient).sum(), inputs) for _ in range(20)
+    ]
+    for each in others:
+        assert all(torch.equal(*pair) for pair in zip(first, each, strict=True))
+
+
+def test_a_head_asked_often_about_a_hidden_state_adds_in_one_order(two_threads: None) -> None:
+    generator = torch.Generator().manual_seed(0)
+    head, hidden = TokenHead(64, 50, bias=False), torch.randn(6, 64, generator=generator).requires_grad_()
+    place, tokens = (torch.randint(0, high, (4096,), generator=generator) for high in (6, 50))
+    temperature = torch.rand(4096, generator=generator, dtype=torch.float64) + 0.5
+    first, *others = [
+        torch.autograd.grad(head(hidden, tokens, place=place, temperature=temperature).logp.sum(), hidden)[0]
+        for _ in range(20)
+    ]
+    assert all(torch.equal(first, each) for each in others)
+
+
+@pytest.mark.parametrize("token", [-1, V])
+def test_a_token_outside_the_vocabulary_is_refused(width: int, token: int) -> None:
+    with pytest.raises(IndexError, match=f"expected ids below {V}"):
+        chosen_logp(*some(), ROW[:2], torch.tensor([3, token]))
 
 
 def test_there_is_no_second_derivative() -> None:
