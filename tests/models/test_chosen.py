@@ -212,3 +212,4 @@ def test_no_more_than_a_tile_of_logits_is_ever_allocated(monkeypatch: pytest.Mon
 
 def test_a_tile_takes_a_quarter_gigabyte_and_on_a_cpu_what_its_cache_holds() -> None:
     assert (4 * chosen.TILE, 4 * chosen.TILE_ON_CPU, chosen.FEWEST_COLUMNS) == (2**28, 2**22, 256)
+    assert chosen.IN_ORDER == 32768, "torch's grain size"
