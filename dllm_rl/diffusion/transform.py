@@ -68,8 +68,10 @@ class Transform:
         return logits
 
     def refuse_greedy(self) -> None:
-        """Raises:
-        ValueError: at temperature 0, which has no log-probabilities.
+        """Refuse temperature 0, at which nothing has a log-probability.
+
+        Raises:
+            ValueError: the temperature is 0.
         """
         if self.temperature == 0:
             raise ValueError("temperature 0 draws greedily and has no log-probabilities; roll out with temperature > 0")

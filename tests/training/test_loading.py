@@ -75,3 +75,14 @@ def test_a_process_that_is_alone_reads() -> None:
     for from_one in (False, True):
         load_together(load, from_one)
     assert told == [True, True]
+
+
+@pytest.mark.parametrize("from_one", [False, True])
+def test_what_cannot_be_read_is_told_as_it_is(from_one: bool) -> None:
+    """From the process that reads too, once all have agreed."""
+
+    def load(reads: bool) -> DiffusionModel:
+        raise CheckpointError("lm_head.weight is missing")
+
+    with pytest.raises(CheckpointError, match=r"^lm_head\.weight is missing$"):
+        load_together(load, from_one)
